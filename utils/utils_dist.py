@@ -1,0 +1,157 @@
+"""The process group: who this rank is, on which device, and the few collectives that the trainer needs."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+
+from utils.utils_error import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dist:
+    """One rank's place in the run. `control` is a gloo group for small messages on the CPU; None without torchrun."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    num_threads: int = 1
+    control: torch.distributed.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the only one that writes."""
+        return self.rank == 0
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Call `function` on rank 0 and return its result everywhere; a UserError too. Collective."""
+        outcome: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except UserError as error:
+                outcome[1] = str(error)
+        if self.control is not None:
+            torch.distributed.broadcast_object_list(outcome, src=0, group=self.control)
+        if outcome[1] is not None:
+            raise UserError(outcome[1])
+        result: T = outcome[0]
+        return result
+
+    def main_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on the first rank of each machine, then on the others, which find its cache. Collective."""
+        result: list[T] = []
+        failure = None
+        for is_turn in (self.local_rank == 0, self.local_rank != 0):
+            if is_turn and failure is None:
+                try:
+                    result.append(function())
+                except UserError as error:
+                    failure = str(error)
+            failure = self._first_failure(failure)
+        if failure is not None:
+            raise UserError(failure)
+        return result[0]
+
+    def barrier(self) -> None:
+        """Wait for every rank. Collective."""
+        if self.control is not None:
+            torch.distributed.barrier(group=self.control)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, in place. Collective."""
+        if self.world_size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def broadcast(self, tensors: list[torch.Tensor]) -> None:
+        """Give every rank rank 0's values, in place. Collective."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, src=0)
+
+    def max_async(self, value: torch.Tensor) -> torch.distributed.Work | None:
+        """Start the maximum over the ranks of a CPU tensor, in place; None on a single rank. Collective."""
+        if self.world_size == 1:
+            return None
+        return torch.distributed.all_reduce(value, op=torch.distributed.ReduceOp.MAX, group=self.control, async_op=True)
+
+    def _first_failure(self, failure: str | None) -> str | None:
+        if self.control is None:
+            return failure
+        failures: list[str | None] = [None] * self.world_size
+        torch.distributed.all_gather_object(failures, failure, group=self.control)
+        return next((each for each in failures if each is not None), None)
+
+
+def is_launched_distributed() -> bool:
+    """Whether torchrun (or another launcher that sets WORLD_SIZE) started this process."""
+    return "WORLD_SIZE" in os.environ
+
+
+def launched_rank() -> int:
+    """This process's rank as its launcher gave it, before any group exists."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextlib.contextmanager
+def process_group(num_threads: int | None = None) -> Iterator[Dist]:
+    """Join the run: device from LOCAL_RANK, nccl on GPUs and gloo on CPUs, threads per rank. Collective.
+
+    num_threads: CPU threads of this rank; None shares the machine's cores evenly among its ranks. The number is part
+    of an exact resume, because CPU kernels sum in another order with another number of threads.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    threads = num_threads or max(1, _num_cores() // local_world_size)
+    torch.set_num_threads(threads)
+    device = _device(local_rank)
+    if not is_launched_distributed():
+        yield Dist(device=device, num_threads=threads)
+        return
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Dist(
+            rank=torch.distributed.get_rank(),
+            world_size=torch.distributed.get_world_size(),
+            local_rank=local_rank,
+            local_world_size=local_world_size,
+            device=device,
+            num_threads=threads,
+            control=torch.distributed.new_group(backend="gloo"),
+        )
+    finally:
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Destroy the group if there is one; afterwards each rank is on its own."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"LOCAL_RANK {local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; "
+            f"use torchrun --nproc_per_node={torch.cuda.device_count()}"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _num_cores() -> int:
+    """Cores this process may use; a container or taskset may grant fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

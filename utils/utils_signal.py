@@ -1,0 +1,93 @@
+"""Stopping on request: a signal sets a flag, and all ranks agree on the iteration after which they stop."""
+
+import logging
+import os
+import signal
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+
+from utils.utils_dist import Dist
+
+logger = logging.getLogger("longhaul")
+
+_SIGNAL_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that save and stop, if the system has them: Ctrl-C, kill, a closed terminal, SLURM's warning."""
+    return [getattr(signal, name) for name in _SIGNAL_NAMES if hasattr(signal, name)]
+
+
+def ignore_stop_signals(_worker_id: int = 0) -> None:
+    """Shield a DataLoader worker: launchers signal whole process groups, and the trainer still needs its batches."""
+    for number in stop_signals():
+        signal.signal(number, signal.SIG_IGN)
+
+
+class StopRequest:
+    """While entered, turns stop signals into a request that all ranks see in the same iteration.
+
+    The handler only sets a flag. Every iteration starts one MAX over the ranks and reads the previous one, so that
+    nobody waits for the network; the ranks therefore stop one iteration after the first of them knew.
+    """
+
+    def __init__(self, dist: Dist) -> None:
+        self._dist = dist
+        self._requested = 0
+        self._requested_at = 0.0
+        self.signal_number = 0
+        """The signal that all ranks agreed to stop on, or 0."""
+        self._value = torch.zeros(1, dtype=torch.int32)
+        self._work: torch.distributed.Work | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+        # torchrun's agent is the parent; if it is killed, its workers would train on as orphans.
+        self._agent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+
+    def __enter__(self) -> "StopRequest":
+        for number in stop_signals():
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup asked to survive a closed terminal
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._work is not None and kind is None:
+            self._work.wait()
+        self._work = None
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> int:
+        """The number of the signal on which all ranks stop now, or 0. Collective: once an iteration, on every rank."""
+        if self.signal_number:
+            return self.signal_number
+        if self._agent is not None and os.getppid() != self._agent and not self._requested:
+            logger.warning("The launcher is gone: saving and stopping.")
+            self._handle(signal.SIGTERM, None)
+        if self._dist.world_size == 1:
+            self.signal_number = self._requested
+            return self.signal_number
+        if self._work is not None:
+            self._work.wait()
+            self.signal_number = int(self._value)
+        self._work = None
+        if not self.signal_number:
+            self._value = torch.tensor([self._requested], dtype=torch.int32)
+            self._work = self._dist.max_async(self._value)
+        return self.signal_number
+
+    @property
+    def seconds_since_signal(self) -> float:
+        """Seconds since this rank got its first signal; 0 if it got none itself."""
+        return time.monotonic() - self._requested_at if self._requested_at else 0.0
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._requested == signal.SIGINT:  # a second Ctrl-C: stop now
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._requested_at = self._requested_at or time.monotonic()
+        self._requested = number
