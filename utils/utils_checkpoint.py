@@ -1,0 +1,248 @@
+"""Checkpoint sets: committed whole or not at all, and verified before they are trusted.
+
+A set is `<iter>_G.pth`, `<iter>_E.pth`, `<iter>_optimizerG.pth` and, written last, `<iter>_manifest.json`: the commit
+record with every file's size and SHA-256. Only rank 0 calls what writes here.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.utils_error import UserError
+from utils.utils_file import atomic_write, fsync_directory, sha256_of
+from utils.utils_state_file import FileRecord, check_finite, crc_damage, tensors_in, write_state
+
+logger = logging.getLogger("longhaul")
+
+PARTS = ("G", "E", "optimizerG")
+_FREE_SPACE_FACTOR = 1.2
+
+
+class DamagedError(Exception):
+    """A checkpoint file or set is not what was committed; the message says which file and what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """The commit record of one set.
+
+    reason: periodic, interrupt or final. progress: what cannot be derived (see utils_progress). stream: what decides
+    which sample comes when. machine: what decides the order of float operations.
+    """
+
+    iteration: int
+    epoch: int
+    reason: str
+    files: Mapping[str, FileRecord]
+    progress: Mapping[str, Any]
+    stream: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    saved_at: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ResumePoint:
+    """Where a run stands: the iteration done, the file of each part, and the manifest (None in KAIR's own folders)."""
+
+    iteration: int
+    files: Mapping[str, Path]
+    manifest: Manifest | None
+
+
+def set_file_name(iteration: int, part: str) -> str:
+    """The file name of one part (G, E, optimizerG) of the set of `iteration`."""
+    return f"{iteration}_{part}.pth"
+
+
+def find_last_checkpoint(
+    save_dir: str | Path, net_type: str = "G", pretrained_path: str | None = None
+) -> tuple[int, str | None]:
+    """KAIR's lookup for one net type: (newest iteration, its path), or (0, pretrained_path) where there is none.
+
+    Only whole names `<digits>_<net_type>.pth` count, and the path is the one on disk. It does not verify anything:
+    a launch resumes from `find_resume_point`.
+    """
+    found = _list_iterations(Path(save_dir), f"{re.escape(net_type)}\\.pth")
+    if not found:
+        return 0, pretrained_path
+    iteration = max(found)
+    return iteration, str(found[iteration])
+
+
+class CheckpointFolder:
+    """The checkpoint sets of one experiment, in `folder` (models/)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def commit(self, states: Mapping[str, Any], manifest: Manifest, max_to_keep: int) -> Manifest:
+        """Write the parts in `states` and then the manifest; afterwards prune to `max_to_keep` sets (0: keep all).
+
+        A committed set is never rewritten. Raises OSError when the disk is full, and leaves the older sets as they
+        are whatever fails.
+        """
+        if (self.folder / _manifest_name(manifest.iteration)).exists():
+            return manifest
+        for part, state in states.items():
+            check_finite(set_file_name(manifest.iteration, part), state)
+        self._check_free_space(states)
+        with contextlib.ExitStack() as stack:  # every part is complete before the first one gets its name
+            records = {}
+            for part, state in states.items():
+                name = set_file_name(manifest.iteration, part)
+                records[part] = write_state(stack.enter_context(atomic_write(self.folder / name)), name, state)
+        committed = dataclasses.replace(manifest, files=records, saved_at=f"{datetime.datetime.now():%F %T}")
+        with atomic_write(self.folder / _manifest_name(manifest.iteration), "w") as file:
+            file.write(_manifest_text(committed))
+        if max_to_keep:
+            self._prune(max_to_keep)
+        return committed
+
+    def find_resume_point(self, parts: Sequence[str]) -> ResumePoint | None:
+        """The newest set that verifies, or None; `parts` are the enabled ones among PARTS.
+
+        Damaged sets and uncommitted files are reported and moved to quarantine/, never deleted. A folder without any
+        manifest is KAIR's: there the newest iteration that has all parts and whose files are whole is taken.
+        """
+        if not self.folder.is_dir():
+            return None
+        manifests = _list_iterations(self.folder, r"manifest\.json")
+        self._report_mismatch(parts)
+        if not manifests:
+            return self._find_without_manifest(parts)
+        for iteration in sorted(manifests, reverse=True):
+            try:
+                manifest = self.verify(manifests[iteration])
+            except DamagedError as error:
+                logger.error("The set of iteration %d is damaged and is passed over: %s", iteration, error)
+                self._quarantine(iteration)
+                continue
+            self._quarantine_uncommitted()
+            files = {part: self.folder / record.name for part, record in manifest.files.items() if part in parts}
+            return ResumePoint(manifest.iteration, files, manifest)
+        raise UserError(
+            f"{self.folder}: none of the {len(manifests)} checkpoint sets verifies; they were moved to "
+            f"{self.folder / 'quarantine'}. Restore them from a backup, or launch again to start from iteration 0."
+        )
+
+    def verify(self, path: Path) -> Manifest:
+        """Read a manifest and compare every file's size and SHA-256 with it; DamagedError says what differs."""
+        manifest = _read_manifest(path)
+        for record in manifest.files.values():
+            file = self.folder / record.name
+            if not file.is_file():
+                raise DamagedError(f"{record.name} is missing")
+            if file.stat().st_size != record.bytes:
+                raise DamagedError(f"{record.name} has {file.stat().st_size} bytes instead of {record.bytes}")
+            if sha256_of(file) != record.sha256:
+                raise DamagedError(f"{record.name} does not have the hash that was committed")
+        return manifest
+
+    def _check_free_space(self, states: Mapping[str, Any]) -> None:
+        needed = int(_FREE_SPACE_FACTOR * sum(tensor.nbytes for tensor in tensors_in(states)))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise OSError(
+                f"{self.folder}: {free / 1e6:.0f} MB free, and a checkpoint set needs {needed / 1e6:.0f} MB; "
+                "the older sets are untouched; free some space or lower train.max_to_keep"
+            )
+
+    def _prune(self, max_to_keep: int) -> None:
+        """Drop all but the newest sets: each manifest first, so that no manifest ever lists a missing file."""
+        manifests = _list_iterations(self.folder, r"manifest\.json")
+        for iteration in sorted(manifests)[:-max_to_keep]:
+            manifests[iteration].unlink()
+            fsync_directory(self.folder)
+            for part in PARTS:
+                (self.folder / set_file_name(iteration, part)).unlink(missing_ok=True)
+
+    def _report_mismatch(self, parts: Sequence[str]) -> None:
+        steps = {part: find_last_checkpoint(self.folder, part)[0] for part in parts}
+        if len(set(steps.values())) > 1:
+            named = ", ".join(f"{part} at {step or 'none'}" for part, step in steps.items())
+            logger.warning("The newest files do not belong together (%s); the newest complete set is taken.", named)
+
+    def _find_without_manifest(self, parts: Sequence[str]) -> ResumePoint | None:
+        found = {part: _list_iterations(self.folder, f"{part}\\.pth") for part in parts}
+        complete = set.intersection(*(set(files) for files in found.values()))
+        for candidates in (complete, set(found["G"]) - complete):
+            for iteration in sorted(candidates, reverse=True):
+                files = {part: found[part][iteration] for part in parts if iteration in found[part]}
+                damage = next(filter(None, (crc_damage(path) for path in files.values())), None)
+                if damage is None:
+                    logger.warning("%s has no manifests (KAIR's own?): resuming from iteration %d by file names.",
+                                   self.folder, iteration)  # fmt: skip
+                    return ResumePoint(iteration, files, None)
+                logger.error("Iteration %d is passed over: %s", iteration, damage)
+        return None
+
+    def _quarantine(self, iteration: int) -> None:
+        # The manifest goes first: from then on nothing claims that the set is whole.
+        self._move_to_quarantine(self.folder / _manifest_name(iteration))
+        for part in PARTS:
+            self._move_to_quarantine(self.folder / set_file_name(iteration, part))
+
+    def _quarantine_uncommitted(self) -> None:
+        """Set aside parts without a manifest: a kill came between their renames and the commit."""
+        committed = set(_list_iterations(self.folder, r"manifest\.json"))
+        for part in PARTS:
+            for iteration, path in _list_iterations(self.folder, f"{part}\\.pth").items():
+                if iteration not in committed:
+                    logger.warning("%s was never committed; moved to quarantine/.", path.name)
+                    self._move_to_quarantine(path)
+
+    def _move_to_quarantine(self, path: Path) -> None:
+        if not path.exists():
+            return
+        quarantine = self.folder / "quarantine"
+        quarantine.mkdir(exist_ok=True)
+        target, number = quarantine / path.name, 0
+        while target.exists():
+            number += 1
+            target = quarantine / f"{path.name}.{number}"
+        path.rename(target)
+        fsync_directory(quarantine)
+        fsync_directory(self.folder)
+
+
+def _list_iterations(folder: Path, suffix: str) -> dict[int, Path]:
+    """Iteration -> path of the entries named `<digits>_<suffix>`; where two spell one number, the plain one wins."""
+    pattern = re.compile(rf"(\d+)_{suffix}")
+    found: dict[int, Path] = {}
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for entry in sorted(folder.iterdir(), key=lambda entry: len(entry.name), reverse=True):
+            if match := pattern.fullmatch(entry.name):
+                found[int(match[1])] = entry
+    return found
+
+
+def _manifest_name(iteration: int) -> str:
+    return f"{iteration}_manifest.json"
+
+
+def _manifest_text(manifest: Manifest) -> str:
+    content = dataclasses.asdict(manifest)
+    return json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("sha256") != _digest(content):
+            raise DamagedError(f"{path.name} does not have its own hash")
+        files = {part: FileRecord(**record) for part, record in content.pop("files").items()}
+        return Manifest(files=files, **content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"{path.name} is not a manifest ({error})") from error

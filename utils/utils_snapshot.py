@@ -1,0 +1,117 @@
+"""Saving without stopping: one copy of the state for the loop, everything else on a background thread."""
+
+import concurrent.futures
+import copy
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+logger = logging.getLogger("longhaul")
+
+
+class Snapshot:
+    """A copy of a nested state in host buffers that are allocated once (pinned where the state lives on a GPU)."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def take(self, state: Any) -> Any:
+        """Copy `state` (containers, tensors, Python values); complete on return, valid until the next call.
+
+        Strides are kept, so that on the CPU the copy is a memcpy for channels_last weights too.
+        """
+        targets: list[torch.Tensor] = []
+        sources: list[torch.Tensor] = []
+        copied = self._walk(state, (), targets, sources)
+        if targets:
+            torch._foreach_copy_(targets, sources, non_blocking=True)
+            if any(source.is_cuda for source in sources):
+                torch.cuda.current_stream().synchronize()
+        return copied
+
+    def _walk(
+        self, state: Any, place: tuple[Any, ...], targets: list[torch.Tensor], sources: list[torch.Tensor]
+    ) -> Any:
+        if isinstance(state, torch.Tensor):
+            source = state.detach()
+            targets.append(self._buffer(place, source))
+            sources.append(source)
+            return targets[-1]
+        if isinstance(state, Mapping):
+            items = [(key, self._walk(value, (*place, key), targets, sources)) for key, value in state.items()]
+            if not isinstance(state, OrderedDict):
+                return dict(items)
+            ordered = OrderedDict(items)
+            ordered.__dict__.update(copy.deepcopy(state.__dict__))  # a state dict's module versions (_metadata)
+            return ordered
+        if isinstance(state, (list, tuple)):
+            return type(state)(self._walk(value, (*place, i), targets, sources) for i, value in enumerate(state))
+        return copy.deepcopy(state)
+
+    def _buffer(self, place: tuple[Any, ...], source: torch.Tensor) -> torch.Tensor:
+        buffer = self._buffers.get(place)
+        if buffer is None or (buffer.shape, buffer.dtype, buffer.stride()) != (
+            source.shape,
+            source.dtype,
+            source.stride(),
+        ):
+            buffer = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
+            self._buffers[place] = buffer
+        return buffer
+
+
+class BackgroundWriter:
+    """Writes snapshots on one thread; per kind (the checkpoint set, the best model) one save is in flight.
+
+    A save that fails is logged as an error, and training goes on with the older files; `failed` tells whether the last
+    save of any kind did.
+    """
+
+    def __init__(self) -> None:
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
+        self._snapshots: dict[str, Snapshot] = {}
+        self._pending: dict[str, concurrent.futures.Future[None]] = {}
+        self._failed: dict[str, bool] = {}
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last save of any kind failed; call `wait` first for a final answer."""
+        return any(self._failed.values())
+
+    def save(self, kind: str, state: Any, write: Callable[[Any], None]) -> None:
+        """Snapshot `state` now and call `write(copy)` in the background; waits for an earlier save of this kind."""
+        self._wait_for(kind)
+        snapshot = self._snapshots.setdefault(kind, Snapshot()).take(state)
+        self._pending[kind] = self._thread.submit(self._write, kind, write, snapshot)
+
+    def wait(self) -> None:
+        """Return when everything submitted is on disk or has failed."""
+        for future in self._pending.values():
+            future.result()
+
+    def close(self) -> None:
+        """Finish what is pending and end the thread."""
+        self._thread.shutdown(wait=True)
+
+    def _wait_for(self, kind: str) -> None:
+        future = self._pending.get(kind)
+        if future is None or future.done():
+            return
+        start = time.perf_counter()
+        future.result()
+        logger.warning(
+            "The next %s was due before the last one was written: training waited %.1f s. "
+            "Save less often or to a faster disk.", kind, time.perf_counter() - start,
+        )  # fmt: skip
+
+    def _write(self, kind: str, write: Callable[[Any], None], state: Any) -> None:
+        try:
+            write(state)
+            self._failed[kind] = False
+        except Exception as error:  # a failed save must never end a run that is training well
+            self._failed[kind] = True
+            logger.error("The %s could not be saved: %s: %s", kind, type(error).__name__, error)

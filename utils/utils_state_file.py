@@ -1,0 +1,112 @@
+"""One file of tensors: written whole, hashed on the way, and loaded without ever executing anything in it.
+
+The only place that calls torch.save and torch.load.
+"""
+
+import dataclasses
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from utils.utils_error import UserError
+from utils.utils_file import atomic_write
+
+
+@dataclasses.dataclass(frozen=True)
+class FileRecord:
+    """What the manifest knows of one file."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def load_state(path: str | Path) -> Any:
+    """Load a file of tensors and plain containers onto the CPU; nothing in it is ever executed.
+
+    UserError names a file that is missing, damaged, or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except pickle.UnpicklingError as error:
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
+        raise UserError(
+            f"{path}: refused, because it holds more than tensors and plain containers; nothing in it was run. "
+            f"{reason.strip()} Save the state dict alone, with torch.save(net.state_dict(), path)."
+        ) from error
+    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+
+
+def write_model(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one self-contained file (best_model.pth, final_model.pth) atomically; refuses non-finite weights."""
+    check_finite(path.name, content)
+    with atomic_write(path) as file:
+        write_state(file, path.name, content)
+
+
+class _HashingFile:
+    """An append-only file for torch.save that hashes what passes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        written = self._file.write(data)
+        self.bytes += written
+        return written
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def write_state(file: IO[bytes], name: str, state: Any) -> FileRecord:
+    """Save `state` to an open file of that name; TypeError names anything that `load_state` would refuse."""
+    hashing = _HashingFile(file)
+    torch.save(state, hashing)  # type: ignore[arg-type]  # write and flush are all that it calls
+    hashing.flush()
+    # A wrong object must fail here, named, and not when the run wants to resume from it.
+    if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
+        raise TypeError(f"{name} would hold {', '.join(map(str, unsafe))}, which weights_only=True refuses to load")
+    return FileRecord(name, hashing.bytes, hashing.hexdigest())
+
+
+def check_finite(name: str, state: Any) -> None:
+    """Raise FloatingPointError if any tensor of `state` holds NaN or infinity."""
+    for tensor in tensors_in(state):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise FloatingPointError(f"{name} would hold non-finite values; it was not saved")
+
+
+def tensors_in(state: Any) -> list[torch.Tensor]:
+    """All tensors of nested mappings, lists and tuples."""
+    if isinstance(state, torch.Tensor):
+        return [state]
+    if isinstance(state, Mapping):
+        return [tensor for value in state.values() for tensor in tensors_in(value)]
+    if isinstance(state, (list, tuple)):
+        return [tensor for value in state for tensor in tensors_in(value)]
+    return []
+
+
+def crc_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint that no manifest vouches for; None when its zip CRCs hold."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError) as error:
+        return f"{path.name} is not a whole file ({error})"
+    return f"{path.name}: the checksum of {damaged} does not hold" if damaged else None
