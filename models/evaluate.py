@@ -1,0 +1,46 @@
+"""One test of the whole data set on all ranks, exact for sizes that do not divide."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from models.model_plain import ModelPlain
+from utils.utils_metrics import METRICS, MetricValue
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+
+def evaluate(
+    model: ModelPlain,
+    loader: Iterable[dict[str, Any] | None],
+    metrics: Sequence[str],
+    num_classes: int | None = None,
+    should_stop: Callable[[], int] = lambda: 0,
+) -> dict[str, MetricValue] | None:
+    """Loss and metrics of the tested network, the same on every rank; None if asked to stop. Collective.
+
+    Every rank makes the same number of rounds (None where its share has ended) and asks `should_stop` in each.
+    """
+    model.sync_buffers()
+    built: dict[str, Metric] = {
+        name: METRICS.build(name, {}, num_classes=num_classes).to(model.device) for name in metrics
+    }
+    loss_and_count = torch.zeros(2, dtype=torch.float64, device=model.device)
+    for batch in loader:
+        if should_stop():
+            return None
+        if batch is None:
+            continue
+        output = model.test(batch)
+        count = len(output)
+        loss_and_count += torch.stack([model.test_loss(output).double() * count, loss_and_count.new_tensor(count)])
+        for metric in built.values():
+            metric.update(output, model.target)
+    loss, count = model.dist.sum(loss_and_count).tolist()
+    result: dict[str, MetricValue] = {"loss": loss / count}
+    for name, metric in built.items():
+        value = metric.compute()  # torchmetrics reduces its sums over the ranks
+        result[name] = value.item() if value.ndim == 0 else value.tolist()
+    return result

@@ -1,0 +1,114 @@
+"""What any model does: wrapping networks for several ranks, naming its state, loading files into networks."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.utils_dist import Dist
+from utils.utils_error import UserError
+from utils.utils_option import Options
+from utils.utils_state_file import load_state
+
+logger = logging.getLogger("longhaul")
+
+StateDict = Mapping[str, torch.Tensor]
+
+
+class ModelBase:
+    """Holds the options, this rank's place and the device; knows how networks are wrapped and loaded."""
+
+    def __init__(self, opt: Options, dist: Dist, seed: int) -> None:
+        self.opt = opt
+        self.dist = dist
+        self.seed = seed
+        self.device = dist.device
+
+    def to_device(self, net: nn.Module) -> nn.Module:
+        """Move a network to this rank's device, in the memory format of the options."""
+        if self.opt.train.channels_last:
+            return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net.to(self.device)
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """The network as training calls it: in DDP where there are several ranks, compiled if asked.
+
+        The bare network stays what is saved, averaged and tested.
+        """
+        if self.dist.world_size > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            net = DistributedDataParallel(net, device_ids=ids, gradient_as_bucket_view=True)
+        if self.opt.train.compile:
+            if self.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+                raise UserError(
+                    "train.compile: true needs a C++ compiler, and none is installed; install g++ or use false"
+                )
+            net = torch.compile(net)  # type: ignore[assignment]
+        return net
+
+
+def load_network(net: nn.Module, path: str | Path, strict: bool, prefer_ema: bool = False) -> None:
+    """Load a network's file by name and shape; UserError when strict loading leaves anything over, or nothing fits.
+
+    Accepts flat state dicts, KAIR's `params` / `params_ema` wrappers, our self-contained models, and names that start
+    with `module.`; of several state dicts in one file, the one that fits best (with prefer_ema, `params_ema` first).
+    """
+    wanted = net.state_dict()
+    candidates = _state_dicts(load_state(path), prefer_ema)
+    if not candidates:
+        raise UserError(f"{path}: holds no state dict (a mapping of names to tensors)")
+    state = max(candidates, key=lambda each: len(_fitting(each, wanted)))  # the first of equals
+    fitting = _fitting(state, wanted)
+    missing = [name for name in wanted if name not in state]
+    unexpected = [name for name in state if name not in wanted]
+    mismatched = [name for name in wanted if name in state and name not in fitting]
+    report = _report(Path(path).name, missing, unexpected, mismatched, state, wanted)
+    if not fitting or (strict and report):
+        remedy = "was it saved by another net_type, or with other netG options?"
+        loose = "" if strict is False else " To load what fits, set train.G_param_strict / E_param_strict to false."
+        raise UserError(f"{report or Path(path).name + ' is empty'}: {remedy}{loose}")
+    if report:
+        logger.warning("%s; %d of %d tensors were loaded.", report, len(fitting), len(wanted))
+    net.load_state_dict(fitting, strict=False)
+
+
+def _state_dicts(content: Any, prefer_ema: bool) -> list[StateDict]:
+    if not isinstance(content, Mapping):
+        return []
+    order = ("params_ema", "params") if prefer_ema else ("params", "params_ema")
+    inner = [content[key] for key in (*order, "model_state_dict") if isinstance(content.get(key), Mapping)]
+    flat = [each for each in (*inner, content) if any(torch.is_tensor(value) for value in each.values())]
+    return [{str(name).removeprefix("module."): value for name, value in each.items()} for each in flat]
+
+
+def _fitting(state: StateDict, wanted: StateDict) -> dict[str, torch.Tensor]:
+    return {
+        name: value
+        for name, value in state.items()
+        if name in wanted and torch.is_tensor(value) and value.shape == wanted[name].shape
+    }
+
+
+def _report(
+    name: str, missing: list[str], unexpected: list[str], mismatched: list[str], state: StateDict, wanted: StateDict
+) -> str:
+    said = []
+    if missing:
+        said.append(f"has no {_listing(missing)}")
+    if unexpected:
+        said.append(f"netG has no use for {_listing(unexpected)}")
+    if mismatched:
+        first = mismatched[0]
+        shapes = f"{list(state[first].shape)} in the file, {list(wanted[first].shape)} in netG"
+        said.append(f"{_listing(mismatched)} has another shape ({shapes})")
+    return f"{name} {', and '.join(said)}" if said else ""
+
+
+def _listing(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more

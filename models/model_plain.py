@@ -1,0 +1,241 @@
+"""ModelPlain: one network, one loss, one optimizer, and the network's moving average."""
+
+import contextlib
+import copy
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.learning_rate import learning_rate
+from models.loss import LOSSES
+from models.model_base import ModelBase, load_network
+from models.optimizer import define_optimizer, load_optimizer
+from models.select_network import define_G
+from utils.utils_checkpoint import ResumePoint
+from utils.utils_dist import Dist
+from utils.utils_option import Options, TrainOptions
+from utils.utils_seed import seed_global_generators, seed_of
+from utils.utils_state_file import load_state
+
+logger = logging.getLogger("longhaul")
+
+Batch = dict[str, Any]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss was not a finite number; the message names the iteration and the loss."""
+
+
+def enabled_parts(train: TrainOptions) -> tuple[str, ...]:
+    """The parts of a checkpoint set that a resume restores: G, E if there is an average, optimizerG if it is reused."""
+    enabled = {"G": True, "E": train.E_decay > 0, "optimizerG": train.G_optimizer_reuse}
+    return tuple(part for part, is_enabled in enabled.items() if is_enabled)
+
+
+class ModelPlain(ModelBase):
+    """KAIR's model for any network with one loss: classification, regression, restoration.
+
+    A subclass overrides `feed_data` (what of a batch goes where) and `netG_forward` (how the network is called), and
+    is a line in MODELS. Between the two, `self.target` is what the loss and the metrics compare the output with.
+    """
+
+    input: torch.Tensor
+    target: torch.Tensor
+
+    def __init__(self, opt: Options, dist: Dist, seed: int) -> None:
+        super().__init__(opt, dist, seed)
+        train = opt.train
+        seed_global_generators(seed_of(seed, "init"))
+        self.netG = self.to_device(define_G(opt.netG))
+        self.netE = copy.deepcopy(self.netG).eval().requires_grad_(False) if train.E_decay > 0 else None
+        self.lossfn: nn.Module = LOSSES.build(train.G_lossfn_type, train.G_lossfn_args).to(self.device)
+        self.optimizer = define_optimizer(self.netG, train)
+        self._wrapped = self.wrap(self.netG)
+        self._parameters = [parameter for parameter in self.netG.parameters() if parameter.requires_grad]
+        self._ema_pairs = self._pair_for_average()
+        self._losses: list[torch.Tensor] = []
+        self._norms: list[torch.Tensor] = []
+        self._logged_iter = 0
+
+    # What a user's model overrides.
+
+    def feed_data(self, batch: Batch) -> None:
+        """Take what the network needs from a batch that is already on the device."""
+        self.input = batch["input"]
+        if self.opt.train.channels_last and self.input.ndim == 4:
+            self.input = self.input.contiguous(memory_format=torch.channels_last)
+        self.target = batch["target"]
+
+    def netG_forward(self, netG: nn.Module) -> torch.Tensor:
+        """Call the given network (the wrapped netG in training, the bare netE or netG in a test)."""
+        return netG(self.input)
+
+    # Training.
+
+    def update_learning_rate(self, current_iter: int) -> None:
+        """Set the rate of iteration `current_iter`; the update that follows uses it."""
+        rate = learning_rate(current_iter, self.opt.train)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def optimize_parameters(self, micro_batches: Sequence[Batch], current_iter: int) -> None:
+        """One update from the mean gradient of the micro-batches. Collective."""
+        seed_global_generators(seed_of(self.seed, "step", current_iter, self.dist.rank))
+        self.optimizer.zero_grad(set_to_none=True)
+        self._losses.append(self._accumulate_gradients(micro_batches))
+        if clip := self.opt.train.G_optimizer_clipgrad:
+            self._norms.append(nn.utils.clip_grad_norm_(self._parameters, clip, foreach=True))
+        self.optimizer.step()
+
+    def update_E(self, current_iter: int) -> None:
+        """Move netE towards netG and copy the buffers; a warm-up of the decay soon forgets the first weights."""
+        if self.netE is None:
+            return
+        averaged, parameters, copied, buffers = self._ema_pairs
+        decay = min(self.opt.train.E_decay, (1 + current_iter) / (10 + current_iter))
+        with torch.no_grad():
+            torch._foreach_lerp_(averaged, parameters, 1 - decay)
+            if copied:
+                torch._foreach_copy_(copied, buffers)
+
+    def prepare(self, micro_batches: Sequence[Batch]) -> None:
+        """One throw-away pass before the state is loaded. Collective.
+
+        DDP reorders its gradient buckets after its first backward pass, and with three or more ranks sums in another
+        order from then on. After this pass every iteration, resumed or not, uses the final order.
+        """
+        if self.dist.world_size == 1:
+            return
+        buffers = [buffer.clone() for buffer in self.netG.buffers()]
+        self._accumulate_gradients(micro_batches)
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in zip(self.netG.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+    # Testing.
+
+    @property
+    def tested_net(self) -> nn.Module:
+        """The network that tests and `best_model.pth` use: netE where there is one."""
+        return self.netG if self.netE is None else self.netE
+
+    def test(self, batch: Batch) -> torch.Tensor:
+        """The output of the tested network in float32 and evaluation mode."""
+        net = self.tested_net
+        was_training = net.training
+        with torch.no_grad():
+            net.eval()
+            self.feed_data(batch)
+            output = self.netG_forward(net)
+            net.train(was_training)
+        return output.float()
+
+    def test_loss(self, output: torch.Tensor) -> torch.Tensor:
+        """The training loss of a test output."""
+        return self.lossfn(output, self.target)
+
+    def sync_buffers(self) -> None:
+        """Give every rank rank 0's buffers, as DDP does before a forward pass: all test one network. Collective."""
+        self.dist.broadcast([buffer for net in (self.netG, self.netE) if net is not None for buffer in net.buffers()])
+
+    # Logging.
+
+    def current_learning_rate(self) -> float:
+        """The rate of the last update."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def current_log(self, current_iter: int) -> dict[str, float]:
+        """Means over the ranks and the iterations since the last call: G_loss, and grad_norm where it is clipped.
+
+        The only place where training waits for the device. Raises NonFiniteLossError on every rank. Collective.
+        """
+        losses = self._reduced_losses(current_iter)
+        log = {"G_loss": sum(losses) / len(losses)} if losses else {}
+        if self._norms:
+            log["grad_norm"] = float(torch.stack(self._norms).mean())
+        self._losses.clear()
+        self._norms.clear()
+        self._logged_iter = current_iter
+        return log
+
+    def check_finite(self, current_iter: int) -> None:
+        """Raise NonFiniteLossError on every rank if any loss since the last log was not finite. Collective."""
+        self._reduced_losses(current_iter)
+
+    # State.
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resume needs and the iteration does not give, by part: G, E, optimizerG."""
+        parts: dict[str, Any] = {"G": self.netG.state_dict()}
+        if self.netE is not None:
+            parts["E"] = self.netE.state_dict()
+        parts["optimizerG"] = self.optimizer.state_dict()
+        return parts
+
+    def load(self, resume: ResumePoint | None) -> None:
+        """Restore a resume point, or initialise a fresh run from path.pretrained_netG / _netE."""
+        train, path = self.opt.train, self.opt.path
+        if resume is not None:
+            files = dict(resume.files)
+        else:
+            given = {"G": path.pretrained_netG, "E": path.pretrained_netE}
+            files = {part: Path(file) for part, file in given.items() if file}
+        self._logged_iter = resume.iteration if resume else 0
+        if "G" in files:
+            load_network(self.netG, files["G"], strict=train.G_param_strict)
+        if self.netE is not None:
+            if "E" in files:
+                load_network(self.netE, files["E"], strict=train.E_param_strict, prefer_ema=True)
+            else:
+                self.netE.load_state_dict(self.netG.state_dict())
+                if resume is not None:
+                    logger.warning("No E file at iteration %d: netE starts from netG.", resume.iteration)
+        if "optimizerG" in files:
+            load_optimizer(self.optimizer, load_state(files["optimizerG"]), self.netG)
+        elif resume is not None:
+            logger.warning("The optimizer's state is not restored: it starts afresh at iteration %d.", resume.iteration)
+
+    def _accumulate_gradients(self, micro_batches: Sequence[Batch]) -> torch.Tensor:
+        """Backward passes of all micro-batches, synchronised in the last one; returns the mean loss."""
+        total = torch.zeros((), device=self.device)
+        for number, batch in enumerate(micro_batches, 1):
+            is_last = number == len(micro_batches)
+            wrapped = self._wrapped
+            no_sync = isinstance(wrapped, DistributedDataParallel) and not is_last
+            with wrapped.no_sync() if no_sync else contextlib.nullcontext():  # type: ignore[operator]
+                self.feed_data(batch)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.opt.train.amp == "bf16"):
+                    output = self.netG_forward(wrapped)
+                loss = self.opt.train.G_lossfn_weight * self.lossfn(output.float(), self.target) / len(micro_batches)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _pair_for_average(
+        self,
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+        """Lists made once: netE's parameters and netG's, netE's buffers and netG's."""
+        if self.netE is None:
+            return [], [], [], []
+        return (
+            list(self.netE.parameters()),
+            [parameter.detach() for parameter in self.netG.parameters()],
+            list(self.netE.buffers()),
+            list(self.netG.buffers()),
+        )
+
+    def _reduced_losses(self, current_iter: int) -> list[float]:
+        if not self._losses:
+            return []
+        losses: list[float] = (self.dist.sum(torch.stack(self._losses)) / self.dist.world_size).tolist()
+        first_iter = current_iter - len(losses) + 1
+        for iteration, loss in enumerate(losses, first_iter):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(f"the loss of iteration {iteration} is {loss}")
+        return losses

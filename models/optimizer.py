@@ -1,0 +1,103 @@
+"""OPTIMIZERS: torch's own, built from the option file, with no weight decay on norms and biases."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from utils.utils_option import TrainOptions
+from utils.utils_table import Table
+
+logger = logging.getLogger("longhaul")
+
+Groups = list[dict[str, Any]]
+
+
+def adam(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba, ICLR 2015); weight decay is L2."""
+    return torch.optim.Adam(groups, lr=train.G_optimizer_lr, betas=train.G_optimizer_betas, fused=True)
+
+
+def adamw(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
+    return torch.optim.AdamW(groups, lr=train.G_optimizer_lr, betas=train.G_optimizer_betas, fused=True)
+
+
+def sgd(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
+    """SGD with (Nesterov) momentum."""
+    momentum = train.G_optimizer_momentum
+    nesterov = train.G_optimizer_nesterov and momentum > 0
+    return torch.optim.SGD(groups, lr=train.G_optimizer_lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+OPTIMIZERS = Table("optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd})
+
+
+def define_optimizer(net: nn.Module, train: TrainOptions) -> torch.optim.Optimizer:
+    """The optimizer of every trainable parameter of `net`.
+
+    Without weight decay there is one group in the order of the network, as KAIR has it; with it, scalars and vectors
+    (norms and biases) form a second group that does not decay. Each group carries its `param_names`.
+    """
+    named = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    decay = train.G_optimizer_wd
+    if not decay:
+        groups: Groups = [{"params": named, "weight_decay": 0.0}]
+    else:
+        groups = [
+            {"params": [(name, p) for name, p in named if p.ndim > 1], "weight_decay": decay},
+            {"params": [(name, p) for name, p in named if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+    return OPTIMIZERS[train.G_optimizer_type]([group for group in groups if group["params"]], train)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], net: nn.Module) -> None:
+    """Restore the saved moments by parameter name; the option file keeps its hyper-parameters, differences are logged.
+
+    Files without names (KAIR's) list the parameters in the order of the network. A moment is laid out like its
+    parameter, whatever the strides in the file: fused kernels walk both in memory order.
+    """
+    trainable = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    saved_names = _saved_names(saved, list(trainable))
+    restored = 0
+    for name, index in saved_names.items():
+        parameter, moments = trainable.get(name), saved["state"].get(index)
+        if parameter is None or moments is None:
+            continue
+        fitting = {key: _like(value, parameter) for key, value in moments.items()}
+        if any(torch.is_tensor(value) and value.ndim and value.shape != parameter.shape for value in fitting.values()):
+            logger.warning("optimizerG: the state of %s has another shape and starts afresh.", name)
+            continue
+        optimizer.state[parameter] = fitting
+        restored += 1
+    if saved["state"] and restored < len(trainable):
+        logger.warning("optimizerG: the state of %d of %d parameters was restored.", restored, len(trainable))
+    _log_differences(optimizer, saved)
+
+
+def _saved_names(saved: Mapping[str, Any], in_order: list[str]) -> dict[str, int]:
+    names: dict[str, int] = {}
+    for group in saved["param_groups"]:
+        given = group.get("param_names") or in_order[len(names) : len(names) + len(group["params"])]
+        names.update(zip(given, group["params"], strict=False))
+    return names
+
+
+def _like(value: Any, parameter: torch.Tensor) -> Any:
+    if not torch.is_tensor(value) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
+
+
+def _log_differences(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    old = max(saved["param_groups"], key=lambda group: group.get("weight_decay", 0))
+    new = max(optimizer.param_groups, key=lambda group: group["weight_decay"])
+    for key in ("betas", "momentum", "nesterov", "weight_decay"):
+        if key in old and key in new and _plain(old[key]) != _plain(new[key]):
+            logger.info("optimizerG: %s %s -> %s (the option file decides)", key, old[key], new[key])
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
