@@ -1,0 +1,182 @@
+"""The experiment folder: one trainer in it at a time, its options, its status, and what it saves. Rank 0 writes."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from utils import utils_option
+from utils.utils_checkpoint import CheckpointFolder, Manifest, ResumePoint, find_last_checkpoint
+from utils.utils_dist import Dist
+from utils.utils_error import UserError
+from utils.utils_file import TEMPORARY_NAME, atomic_write
+from utils.utils_lock import FolderLock
+from utils.utils_logger import RunLog
+from utils.utils_option import Options
+from utils.utils_progress import Progress
+from utils.utils_snapshot import BackgroundWriter
+from utils.utils_state_file import write_model
+
+logger = logging.getLogger("longhaul")
+
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
+_SUBFOLDERS = ("models", "options", "images", "tb")
+
+
+class Experiment:
+    """`<path.root>/<task>/`; a relative root is relative to the project, whatever the working directory.
+
+    Entering takes the folder's lock, so a second launch is refused before anything is written. With `dry_run` nothing
+    is written at all.
+    """
+
+    def __init__(self, opt: Options, dist: Dist, option_file: Path, dry_run: bool = False) -> None:
+        self.opt = opt
+        self.folder = PROJECT_FOLDER / Path(opt.path.root).expanduser() / opt.task
+        self.models = self.folder / "models"
+        self.log = RunLog(None, False, False)
+        self._dist = dist
+        self._option_file = option_file
+        self._dry_run = dry_run
+        self._checkpoints = CheckpointFolder(self.models)
+        self._writer = BackgroundWriter()
+        self._open = contextlib.ExitStack()
+        self._last_committed = 0
+        self._state = "FAILED"
+
+    def __enter__(self) -> "Experiment":
+        if not self._dry_run:
+            self._dist.on_main(self._start)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        if self._dist.is_main and not self._dry_run:
+            self._write_status(self._state)
+        self.log.close()
+        self._open.close()
+
+    @property
+    def save_failed(self) -> bool:
+        """Whether the last save failed; waits for it."""
+        self._writer.wait()
+        return self._writer.failed
+
+    def find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
+        """The newest verified set, the same on every rank. Collective. A dry run only looks, and verifies nothing."""
+        if self._dry_run:
+            iteration, path = find_last_checkpoint(self.models)
+            if path is not None:
+                logger.info("A launch would resume from %s if the set of iteration %d verifies.", path, iteration)
+            return None
+        resume = self._dist.on_main(lambda: self._checkpoints.find_resume_point(parts))
+        self._last_committed = resume.iteration if resume else 0
+        return resume
+
+    def option_changes(self) -> list[str]:
+        """What the options of this launch change against those of the launch before, as "key: old -> new"."""
+        saved = sorted((self.folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        earlier = [path for path in saved if path != self._saved_options]
+        if not earlier:
+            return []
+        try:
+            old = json.loads(earlier[-1].read_text(encoding="utf-8"))
+        except ValueError:
+            return [f"{earlier[-1].name} is not readable, so changes of options are not known"]
+        return utils_option.changes(old, utils_option.to_dict(self.opt))
+
+    def save_set(
+        self, current_iter: int, epoch: int, reason: str, progress: Progress, states: Mapping[str, Any],
+        stream: Mapping[str, Any], machine: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        """Commit a checkpoint set in the background; returns once the state is copied."""
+        if not self._dist.is_main:
+            return
+        manifest = Manifest(current_iter, epoch, reason, {}, dataclasses.asdict(progress), stream, machine, "")
+        start = time.perf_counter()
+
+        def write(states: Any) -> None:
+            self._checkpoints.commit(states, manifest, self.opt.train.max_to_keep)
+            self._last_committed = current_iter
+            self._write_status("RUNNING")
+            logger.info(
+                "Saved iteration %s (%s), %.2f s in the background.",
+                f"{current_iter:,}", reason, time.perf_counter() - start,
+            )  # fmt: skip
+
+        self._writer.save("checkpoint set", states, write)
+
+    def save_model(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write models/<name> in the background; returns once the content is copied."""
+        if self._dist.is_main:
+            self._writer.save(name, content, lambda copied: write_model(self.models / name, copied))
+
+    def finish(self, state: str) -> None:
+        """Wait for the saves; `state` (DONE or PREEMPTED) is what status.json will say at the end."""
+        self._writer.wait()
+        self._state = state
+
+    def _start(self) -> None:
+        try:
+            for name in _SUBFOLDERS:
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"path.root: {self.folder} cannot be written ({error.strerror}); choose a folder that can"
+            ) from error
+        self._open.enter_context(FolderLock(self.folder))
+        for folder in (self.folder, self.models, self.folder / "options"):
+            for entry in folder.iterdir():
+                if TEMPORARY_NAME.fullmatch(entry.name):  # what a killed writer left behind
+                    entry.unlink()
+        bar = self.opt.log.progress_bar
+        self.log = RunLog(self.folder, self.opt.log.tensorboard, sys.stderr.isatty() if bar == "auto" else bar)
+        self._saved_options = self._options_path()
+        utils_option.save(self.opt, self._saved_options)
+        self._write_status("RUNNING")
+
+    def _options_path(self) -> Path:
+        stamp = f"{datetime.datetime.now():%y%m%d_%H%M%S}"
+        path, number = self.folder / "options" / f"{self._option_file.stem}_{stamp}.json", 1
+        while path.exists():  # two launches within a second
+            number += 1
+            path = path.with_name(f"{self._option_file.stem}_{stamp}_{number}.json")
+        return path
+
+    def _write_status(self, state: str) -> None:
+        content = {
+            "state": state,
+            "last_committed_iter": self._last_committed,
+            "updated": f"{datetime.datetime.now():%F %T}",
+        }
+        try:
+            with atomic_write(self.folder / "status.json", "w") as file:
+                file.write(json.dumps(content, indent=2) + "\n")
+        except OSError as error:  # a full disk must not end a run that could still finish
+            logger.error("status.json could not be written: %s", error)
+
+
+def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
+    """What decides the order of float operations; an exact resume needs all of it equal."""
+    is_cuda = dist.device.type == "cuda"
+    return {
+        "ranks": dist.world_size,
+        "threads per rank": dist.num_threads,
+        "device": torch.cuda.get_device_name(dist.device) if is_cuda else torch.backends.cpu.get_cpu_capability(),
+        "torch": str(torch.__version__),
+        "amp": opt.train.amp,
+        "compile": opt.train.compile,
+        "channels_last": opt.train.channels_last,
+        "G_accumulation_steps": opt.train.G_accumulation_steps,
+    }

@@ -1,0 +1,18 @@
+"""Small helpers for tensors that are pictures."""
+
+import torch
+
+
+def image_grid(images: torch.Tensor, num_columns: int = 8, gap: int = 2) -> torch.Tensor:
+    """One picture (C, H', W') in [0, 1] of a batch (B, C, H, W) of any range, stretched to its own extremes."""
+    images = images.detach().float().cpu()
+    low, high = images.min(), images.max()
+    images = (images - low) / (high - low).clamp_min(1e-8)
+    num_columns = min(num_columns, len(images))
+    num_rows = -(-len(images) // num_columns)
+    channels, height, width = images.shape[1:]
+    grid = torch.ones(channels, num_rows * (height + gap) - gap, num_columns * (width + gap) - gap)
+    for number, image in enumerate(images):
+        top, left = number // num_columns * (height + gap), number % num_columns * (width + gap)
+        grid[:, top : top + height, left : left + width] = image
+    return grid

@@ -1,0 +1,219 @@
+"""What people see of a run: console, train.log, metrics.csv, TensorBoard and a progress bar. Only rank 0 writes."""
+
+import csv
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.utils_file import atomic_write
+from utils.utils_metrics import MetricValue
+from utils.utils_visualise import confusion_figure
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+    from tqdm import tqdm
+
+logger = logging.getLogger("longhaul")
+
+_FIXED_COLUMNS = ("iter", "epoch", "split", "lr", "G_loss", "images_per_s")
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints records above a progress bar, if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        tqdm.write(self.format(record), file=stream)
+        stream.flush()
+
+
+def start_console(is_main: bool) -> None:
+    """Log to the console on rank 0, and only errors on the other ranks."""
+    handler = _ConsoleHandler(logging.INFO if is_main else logging.ERROR)
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%y-%m-%d %H:%M:%S"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class MetricsFile:
+    """metrics.csv: one row an event, appended over relaunches; a new metric adds a column to all rows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns: list[str] = list(_FIXED_COLUMNS)
+        if path.exists():
+            self._columns = self._read()[0] or self._columns
+            self._rewrite()  # a kill may have torn the last line
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row; it is in the file when this returns."""
+        if added := [name for name in row if name not in self._columns]:
+            self._columns += added
+            self._rewrite()
+        elif not self._path.exists():
+            self._rewrite()
+        with open(self._path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        if not self._path.exists():
+            return [], []
+        text = self._path.read_text(encoding="utf-8")
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        return list(reader.fieldnames or []), list(reader)
+
+    def _rewrite(self) -> None:
+        rows = self._read()[1]
+        with atomic_write(self._path, "w") as file:
+            writer = csv.DictWriter(file, self._columns, lineterminator="\r\n", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+class RunLog:
+    """The log of one launch, in the experiment folder; on other ranks everything is a no-op."""
+
+    def __init__(self, folder: Path | None, tensorboard: bool, progress_bar: bool) -> None:
+        self._folder = folder
+        self._tensorboard = tensorboard and folder is not None
+        self._progress_bar = progress_bar and folder is not None
+        self._writer: SummaryWriter | None = None
+        self._metrics: MetricsFile | None = None
+        self._file_handler: logging.Handler | None = None
+        self._bar: tqdm[Any] | None = None
+        if folder is not None:
+            self._file_handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+            self._file_handler.setFormatter(
+                logging.Formatter("%(asctime)s.%(msecs)03d  %(message)s", "%y-%m-%d %H:%M:%S")
+            )
+            logger.addHandler(self._file_handler)
+            self._metrics = MetricsFile(folder / "metrics.csv")
+
+    def start(self, start_iter: int, total_iter: int) -> None:
+        """Begin to measure; later TensorBoard events than `start_iter` of an earlier launch are hidden."""
+        self._start_iter, self._total_iter = start_iter, total_iter
+        self._start_time = self._last_time = time.perf_counter()
+        self._last_iter = start_iter
+        self._paused = self._paused_since_last = 0.0
+        if self._tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            assert self._folder is not None
+            self._writer = SummaryWriter(str(self._folder / "tb"), purge_step=start_iter + 1)
+        if self._progress_bar:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total_iter, initial=start_iter, unit="it", dynamic_ncols=True, leave=False)
+
+    def step(self) -> None:
+        """One iteration is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def training(self, current_iter: int, epoch: int, lr: float, log: Mapping[str, float], batch_size: int) -> None:
+        """Log the means since the last call, the speed without tests, and the time left with them."""
+        now = time.perf_counter()
+        num_iters = current_iter - self._last_iter
+        images_per_s = num_iters * batch_size / max(now - self._last_time - self._paused_since_last, 1e-9)
+        left = (self._total_iter - current_iter) * (now - self._start_time) / (current_iter - self._start_iter)
+        self._last_iter, self._last_time, self._paused_since_last = current_iter, now, 0.0
+        values = " ".join(f"{name}: {value:.4e}" for name, value in log.items())
+        logger.info(
+            "<epoch:%3d, iter:%8s, lr:%.3e> %s | %.0f images/s, %s left",
+            epoch, f"{current_iter:,}", lr, values, images_per_s, duration(left),
+        )  # fmt: skip
+        self._record(current_iter, epoch, "train", lr, images_per_s, log)
+
+    def test(
+        self, split: str, current_iter: int, epoch: int, lr: float, result: Mapping[str, MetricValue],
+        class_names: Sequence[str], seconds: float,
+    ) -> None:  # fmt: skip
+        """Log one test; lists become a column for each class, matrices a picture."""
+        self._paused_since_last += seconds
+        scalars = {name: value for name, value in result.items() if isinstance(value, float)}
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scalars.items())
+        logger.info("<epoch:%3d, iter:%8s> %s: %s (%.1f s)", epoch, f"{current_iter:,}", split, shown, seconds)
+        for name, value in result.items():
+            if isinstance(value, list):
+                scalars |= self._listed(f"{split}/{name}", value, class_names, current_iter)
+        columns = {"G_loss" if name == "loss" else name: value for name, value in scalars.items()}
+        self._record(current_iter, epoch, split, lr, None, columns)
+
+    def image(self, tag: str, image: Any, current_iter: int) -> None:
+        """Add a (C, H, W) image in [0, 1] to TensorBoard."""
+        if self._writer is not None:
+            self._writer.add_image(tag, image, current_iter)
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether pictures go anywhere."""
+        return self._writer is not None
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if self._bar is not None:
+            self._bar.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._file_handler is not None:
+            logger.removeHandler(self._file_handler)
+            self._file_handler.close()
+
+    def _listed(
+        self, tag: str, value: list[float] | list[list[float]], class_names: Sequence[str], current_iter: int
+    ) -> dict[str, float]:
+        """The scalars of a metric with a value for each class; a matrix goes to TensorBoard."""
+        scalars: dict[str, float] = {}
+        rows: list[Sequence[float]] = []
+        prefix = tag.rpartition("/")[2].removesuffix("_per_class")
+        each: Any
+        for label, each in zip(class_names, value, strict=True):
+            if isinstance(each, list):
+                rows.append(each)
+            else:
+                scalars[f"{prefix}_{label}"] = each
+        if rows and self._writer is not None:
+            title = f"{tag} at iteration {current_iter:,}"
+            self._writer.add_figure(tag, confusion_figure(rows, class_names, title), current_iter, close=True)
+        return scalars
+
+    def _record(
+        self, current_iter: int, epoch: int, split: str, lr: float, speed: float | None, values: Mapping[str, float]
+    ) -> None:
+        if self._metrics is not None:
+            speed_text = "" if speed is None else f"{speed:.1f}"
+            self._metrics.append(
+                {"iter": current_iter, "epoch": epoch, "split": split, "lr": lr, "images_per_s": speed_text, **values}
+            )
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{split}/{name}", value, current_iter)
+            if speed is not None:
+                self._writer.add_scalar("train/images_per_s", speed, current_iter)
+                self._writer.add_scalar("train/lr", lr, current_iter)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds as h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}"
+
+
+def print_block(title: str, lines: Mapping[str, str]) -> None:
+    """Log some labelled lines under a title; empty ones are left out. A label in capitals stands out as a banner."""
+    logger.info("%s", f" {title} ".center(80, "="))
+    for label, text in lines.items():
+        if not text:
+            continue
+        if label.isupper():
+            logger.warning("%s", f" {label} DATA: {text} ".center(80, "!"))
+        else:
+            logger.info("  %-12s %s", label, text)
+    logger.info("%s", "=" * 80)

@@ -1,0 +1,81 @@
+"""METRICS: what a test computes, from torchmetrics where it has it; imported only when a test runs."""
+
+from typing import TYPE_CHECKING
+
+from utils.utils_error import UserError
+from utils.utils_table import Table
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+MetricValue = float | list[float] | list[list[float]]
+
+
+def accuracy(num_classes: int | None) -> "Metric":
+    """Fraction of samples whose largest logit is the right class."""
+    from torchmetrics.classification import MulticlassAccuracy
+
+    return MulticlassAccuracy(_classes(num_classes), average="micro", validate_args=False)
+
+
+def balanced_accuracy(num_classes: int | None) -> "Metric":
+    """Mean over the classes of their recall."""
+    from torchmetrics.classification import MulticlassRecall
+
+    return MulticlassRecall(_classes(num_classes), average="macro", validate_args=False)
+
+
+def macro_f1(num_classes: int | None) -> "Metric":
+    """Mean over the classes of their F1 score."""
+    from torchmetrics.classification import MulticlassF1Score
+
+    return MulticlassF1Score(_classes(num_classes), average="macro", validate_args=False)
+
+
+def recall_per_class(num_classes: int | None) -> "Metric":
+    """The recall of each class: (num_classes,)."""
+    from torchmetrics.classification import MulticlassRecall
+
+    return MulticlassRecall(_classes(num_classes), average="none", validate_args=False)
+
+
+def confusion_matrix(num_classes: int | None) -> "Metric":
+    """Counts, true class by predicted class: (num_classes, num_classes)."""
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
+    return MulticlassConfusionMatrix(_classes(num_classes), validate_args=False)
+
+
+def mae() -> "Metric":
+    """Mean absolute error over all elements."""
+    from torchmetrics import MeanAbsoluteError
+
+    return MeanAbsoluteError()
+
+
+def mse() -> "Metric":
+    """Mean squared error over all elements."""
+    from torchmetrics import MeanSquaredError
+
+    return MeanSquaredError()
+
+
+METRICS = Table(
+    "metric",
+    {
+        "accuracy": accuracy,
+        "balanced_accuracy": balanced_accuracy,
+        "macro_f1": macro_f1,
+        "recall_per_class": recall_per_class,
+        "confusion_matrix": confusion_matrix,
+        "mae": mae,
+        "mse": mse,
+    },
+    supplied={"num_classes"},
+)
+
+
+def _classes(num_classes: int | None) -> int:
+    if num_classes is None:
+        raise UserError("val.metrics: a classification metric needs a data set that names its classes")
+    return num_classes
