@@ -1,0 +1,193 @@
+"""Option files as plain mappings: JSON with comments, YAML with YAML-1.2 numbers, and --set on top of either."""
+
+import copy
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from utils.utils_error import UserError
+from utils.utils_option_yaml import load_yaml, plain_scalar
+
+COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/|/\*', re.DOTALL)
+COMMA_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|(?<=[^\s\[{,:])(\s*),(?=\s*[}\]])')
+
+
+def read_option_file(path: str | Path) -> dict[str, Any]:
+    """The mapping in a .json, .yaml or .yml file; what is wrong with its text is a UserError at file:line:column."""
+    path = Path(path)
+    readers = {".json": _parse_json, ".yaml": _parse_yaml, ".yml": _parse_yaml}
+    if (reader := readers.get(path.suffix.lower())) is None:
+        raise UserError(f"{path}: an option file ends in {', '.join(readers)}")
+    text = _read_text(path)
+    try:
+        options = reader(text, str(path))
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply") from None
+    if not isinstance(options, dict):
+        found = "nothing" if options is None else f"a {type(options).__name__}"
+        raise UserError(f"{path}: must hold a mapping of option keys, but holds {found}")
+    return options
+
+
+def apply_overrides(options: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `options` with each KEY.PATH=VALUE of --set applied in turn; values are typed as in YAML."""
+    options = copy.deepcopy(options)
+    mistakes = []
+    for override in overrides:
+        try:
+            _apply(options, override)
+        except UserError as mistake:
+            mistakes.append(f"--set {override}: {mistake}")
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return options
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such option file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, not an option file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not text.strip():
+        raise UserError(f"{path}: is empty")
+    return text
+
+
+def _refuse(source: str, text: str, position: int, reason: str) -> NoReturn:
+    """Raise at file:line:column, with the line and a mark below the column."""
+    line = text.count("\n", 0, position) + 1
+    column = position - (text.rfind("\n", 0, position) + 1)
+    shown = text.split("\n")[line - 1].rstrip("\r").replace("\t", " ")
+    raise UserError(f"{source}:{line}:{column + 1}: {reason}\n    {shown}\n    {' ' * column}^")
+
+
+def _parse_json(text: str, source: str) -> Any:
+    cleaned = _without_comments(text, source)
+    duplicates: list[tuple[dict[str, Any], str]] = []
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in result:
+                duplicates.append((result, key))
+            result[key] = value
+        return result
+
+    try:
+        options = json.loads(
+            cleaned, object_pairs_hook=mapping, parse_constant=_refuse_constant, parse_float=_finite_float
+        )
+    except json.JSONDecodeError as error:
+        unclosed = error.msg.startswith(("Invalid control character", "Unterminated string"))
+        reason = 'this text has no closing "' if unclosed else error.msg[:1].lower() + error.msg[1:]
+        _refuse(source, text, error.pos, reason)
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+    if twice := _paths_of(options, {id(section): key for section, key in duplicates}):
+        raise UserError(f"{source}: given twice in the same section: {', '.join(twice)}")
+    return options
+
+
+def _without_comments(text: str, source: str) -> str:
+    """Blanks for comments and trailing commas, so that every position still refers to the user's file."""
+
+    def blank(match: re.Match[str]) -> str:
+        token = match.group()
+        if token == "/*":
+            _refuse(source, text, match.start(), "this comment has no closing */")
+        return token if token.startswith('"') else re.sub(r"[^\n]", " ", token)
+
+    def blank_comma(match: re.Match[str]) -> str:
+        return match.group() if match.group(1) is None else match.group(1) + " "
+
+    return COMMA_OR_STRING.sub(blank_comma, COMMENT_OR_STRING.sub(blank, text))
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not allowed; give a finite number or null")
+
+
+def _finite_float(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError(f"{digits} is not allowed; it is too large for a number")
+    return number
+
+
+def _paths_of(value: Any, marked: dict[int, str], path: str = "") -> list[str]:
+    """The dotted paths of the marked keys; `marked` maps the id of a mapping to one of its keys."""
+    if isinstance(value, dict):
+        here = [f"{path}{marked[id(value)]}"] if id(value) in marked else []
+        return here + [found for key, item in value.items() for found in _paths_of(item, marked, f"{path}{key}.")]
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in _paths_of(item, marked, f"{path}{index}.")]
+    return []
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return load_yaml(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        reason = "; ".join(part for part in (error.context, error.problem) if part)
+        if "'\\t'" in reason:
+            reason = "a tab; YAML is indented with spaces"
+        _refuse(source, text, mark.index if mark else 0, reason)
+    except yaml.reader.ReaderError as error:
+        _refuse(source, text, error.position, f"the character {text[error.position]!r} is not allowed in YAML")
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+
+
+def _apply(options: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    parts = name.strip().split(".")
+    if not equals:
+        raise UserError("has no '='; give KEY.PATH=VALUE")
+    if not all(parts):
+        raise UserError("an empty part in the key; give KEY.PATH=VALUE")
+    *sections, last = parts
+    value = _parse_value(text.strip())
+    current: Any = options
+    for depth, part in enumerate(sections):
+        key = _key(current, part, parts[:depth])
+        if isinstance(current, dict) and current.get(part) is None:
+            current[part] = {}
+        current = current[key]
+    current[_key(current, last, sections)] = value
+
+
+def _key(container: Any, part: str, path: list[str]) -> Any:
+    """`part` as a key of a mapping, or as an index of a list that has it."""
+    where = ".".join(path)
+    if isinstance(container, dict):
+        return part
+    if not isinstance(container, list):
+        raise UserError(f"{where} is {json.dumps(container)}, not a section")
+    if not part.isdecimal() or int(part) >= len(container):
+        allowed = f"0 to {len(container) - 1}" if container else "nothing, it is empty"
+        raise UserError(f"{where} is a list; {part} is not an index into it: must be {allowed}")
+    return int(part)
+
+
+def _parse_value(text: str) -> Any:
+    """A list, mapping or quoted text as in YAML; anything else is one plain scalar, whatever signs it contains."""
+    if text[:1] in ("[", "{", '"', "'"):
+        try:
+            return _parse_yaml(text, "VALUE")
+        except UserError as mistake:
+            raise UserError(f"{mistake}\n    if it is plain text, quote it: KEY.PATH='\"...\"'") from None
+    try:
+        return plain_scalar(text)
+    except (yaml.MarkedYAMLError, ValueError) as error:
+        raise UserError(getattr(error, "problem", None) or str(error)) from None
