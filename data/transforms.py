@@ -1,0 +1,225 @@
+"""Batched tensor transforms (batch, positions, seed) -> batch, on the device that holds the batch.
+
+A batch is {"input": (B, C, H, W) float32 in [0, 1], "target": ..., "name": list of str}. What a sample gets depends on
+(seed, its position in the stream) alone: equal for any number of ranks, workers and relaunches.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from utils.utils_error import UserError
+from utils.utils_seed import uniform
+from utils.utils_table import Table
+
+Batch = dict[str, Any]
+Positions = npt.NDArray[np.int64]
+
+
+class Transform(Protocol):
+    """One step of a pipeline. `is_random` ones may not stand in a test data set."""
+
+    is_random: bool
+
+    def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch: ...
+
+
+class RandomAffine:
+    """Flip, rotation, scale and shift as one bilinear resampling; the border is repeated outwards.
+
+    flip: probability of a horizontal flip. rotation: up to +- so many degrees. scale: up to x or / (1 + scale).
+    shift: up to +- this fraction of the width and height.
+    """
+
+    is_random = True
+
+    def __init__(self, flip: float = 0.5, rotation: float = 0.0, scale: float = 0.0, shift: float = 0.0) -> None:
+        _check_range("random_affine.flip", flip, 0, 1)
+        _check_range("random_affine.rotation", rotation, 0, 180)
+        _check_range("random_affine.scale", scale, 0, 1)
+        _check_range("random_affine.shift", shift, 0, 1)
+        self.flip, self.rotation, self.scale, self.shift = flip, math.radians(rotation), math.log1p(scale), shift
+
+    def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
+        images = batch["input"]
+        draws = uniform(seed, "affine", positions, 5)
+        angle, zoom, shift_x, shift_y = (2 * draws[:, 1:] - 1).T
+        mirror = np.where(draws[:, 0] < self.flip, -1, 1)
+        zoom = np.exp(-zoom * self.scale)
+        cos, sin = zoom * np.cos(angle * self.rotation), zoom * np.sin(angle * self.rotation)
+        # The grid spans [-1, 1], twice the fraction of the image.
+        shift_x, shift_y = 2 * self.shift * shift_x, 2 * self.shift * shift_y
+        matrix = np.stack([cos * mirror, -sin, shift_x, sin * mirror, cos, shift_y])
+        grid = _affine_grid(_to(matrix, images.device), images.shape[-2], images.shape[-1])
+        moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return {**batch, "input": moved}
+
+
+class BrightnessContrast:
+    """Add up to +- brightness and stretch the contrast by up to x or / (1 + contrast) around the image's mean."""
+
+    is_random = True
+
+    def __init__(self, brightness: float = 0.2, contrast: float = 0.2) -> None:
+        _check_range("brightness_contrast.brightness", brightness, 0, 1)
+        _check_range("brightness_contrast.contrast", contrast, 0, 10)
+        self.brightness, self.contrast = brightness, math.log1p(contrast)
+
+    def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
+        images = batch["input"]
+        draws = 2 * uniform(seed, "brightness_contrast", positions, 2) - 1
+        gain = _per_image(np.exp(draws[:, 0] * self.contrast), images)
+        offset = _per_image(draws[:, 1] * self.brightness, images)
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        return {**batch, "input": torch.clamp((images - mean) * gain + (mean + offset), 0, 1)}
+
+
+class RandomErasing:
+    """Grey out one rectangle (Zhong et al., AAAI 2020) with probability `probability`.
+
+    area: smallest and largest fraction of the image; aspect: largest ratio of the sides.
+    """
+
+    is_random = True
+
+    def __init__(self, probability: float = 0.5, area: tuple[float, float] = (0.02, 0.2), aspect: float = 3.0) -> None:
+        _check_range("random_erasing.probability", probability, 0, 1)
+        _check_range("random_erasing.area[1]", area[1], 0, 1)
+        _check_range("random_erasing.area[0]", area[0], 0, area[1])
+        _check_range("random_erasing.aspect", aspect, 1, 100)
+        self.probability, self.area, self.aspect = probability, area, math.log(aspect)
+
+    def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
+        images = batch["input"]
+        height, width = images.shape[-2:]
+        chance, area, aspect, left, top = uniform(seed, "erasing", positions, 5).T
+        fraction = self.area[0] + area * (self.area[1] - self.area[0])
+        ratio = np.exp((2 * aspect - 1) * self.aspect)
+        erased_h = np.minimum(np.sqrt(fraction * ratio), 1).astype(np.float32) * height
+        erased_w = np.minimum(np.sqrt(fraction / ratio), 1).astype(np.float32) * width
+        top, left = top * (height - erased_h), left * (width - erased_w)
+        erased_h = np.where(chance < self.probability, erased_h, np.float32(0))
+        box = _to(np.stack([top, top + erased_h, left, left + erased_w]), images.device)[:, :, None]
+        rows = torch.arange(height, device=images.device) + 0.5
+        columns = torch.arange(width, device=images.device) + 0.5
+        in_rows, in_columns = (rows > box[0]) & (rows < box[1]), (columns > box[2]) & (columns < box[3])
+        mask = (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
+        return {**batch, "input": images.masked_fill(mask, 0.5)}
+
+
+class Normalize:
+    """(input - mean) / std, one number or one a channel."""
+
+    is_random = False
+
+    def __init__(self, mean: float | list[float], std: float | list[float]) -> None:
+        self.mean, self.std = torch.tensor(mean).reshape(-1, 1, 1), torch.tensor(std).reshape(-1, 1, 1)
+        if not bool((self.std > 0).all()):
+            raise UserError(f"normalize.std: {std} is not allowed; every value must be greater than 0")
+
+    def __call__(self, batch: Batch, _positions: Positions, _seed: int) -> Batch:
+        images = batch["input"]
+        self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+        return {**batch, "input": (images - self.mean) / self.std}
+
+
+class Mixup:
+    """Mix each sample with its neighbour in the stream (Zhang et al., ICLR 2018); the shuffle makes that a random one.
+
+    alpha in (0, 1]: the weight is drawn from Beta(alpha, alpha). Class ids become soft targets (B, num_classes);
+    other targets are mixed as they are. Positions 2k and 2k + 1 are partners, so each rank needs an even share.
+    """
+
+    is_random = True
+    _ROUNDS = 32
+
+    def __init__(self, alpha: float, num_classes: int | None = None) -> None:
+        if not 0 < alpha <= 1:
+            raise UserError(f"mixup.alpha: {alpha} is not allowed; it must be greater than 0 and at most 1")
+        self.alpha, self.num_classes = alpha, num_classes
+
+    def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
+        images, target = batch["input"], batch["target"]
+        if len(images) % 2 or positions[0] % 2:
+            raise UserError(
+                f"mixup: pairs of samples need an even batch on every rank, and this one holds {len(images)}; "
+                "choose a dataloader_batch_size that is a multiple of 2 x ranks x G_accumulation_steps"
+            )
+        if not target.is_floating_point():
+            if self.num_classes is None:
+                raise UserError("mixup: the data set has class ids as targets and does not name its classes")
+            target = F.one_hot(target, self.num_classes).float()
+        weight = torch.from_numpy(self._weights(positions, seed)).to(images.device, non_blocking=True)
+        return {**batch, "input": _mix(images, weight), "target": _mix(target, weight)}
+
+    def _weights(self, positions: Positions, seed: int) -> npt.NDArray[np.float32]:
+        """Beta(alpha, alpha) by Johnk's rejection (1964); for alpha <= 1 every second round succeeds or more."""
+        draws = uniform(seed, "mixup", positions, 2 * self._ROUNDS).astype(np.float64) ** (1 / self.alpha)
+        first, total = draws[:, ::2], draws[:, ::2] + draws[:, 1::2]
+        accepted = (total <= 1) & (total > 0)
+        chosen = accepted.argmax(axis=1)[:, None]
+        ratio = np.take_along_axis(first, chosen, 1) / np.maximum(np.take_along_axis(total, chosen, 1), 1e-300)
+        return np.where(accepted.any(axis=1), ratio[:, 0], 0.5).astype(np.float32)
+
+
+TRANSFORMS = Table(
+    "transform",
+    {
+        "random_affine": RandomAffine,
+        "brightness_contrast": BrightnessContrast,
+        "random_erasing": RandomErasing,
+        "mixup": Mixup,
+        "normalize": Normalize,
+    },
+    supplied={"num_classes"},
+)
+
+
+class Pipeline:
+    """uint8 to [0, 1], then the transforms in the order of the option file."""
+
+    def __init__(self, transforms: Sequence[Transform], seed: int) -> None:
+        self._transforms, self._seed = transforms, seed
+
+    def __call__(self, batch: Batch, positions: Positions) -> Batch:
+        if batch["input"].dtype == torch.uint8:
+            batch = {**batch, "input": batch["input"].float() / 255}
+        for transform in self._transforms:
+            batch = transform(batch, positions, self._seed)
+        return batch
+
+
+def _affine_grid(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Sampling grid (B, H, W, 2) of (6, B) row-major 2x3 matrices.
+
+    Element by element rather than F.affine_grid's batched product, whose rounding may depend on the batch size.
+    """
+    x = (torch.arange(width, device=matrix.device) * 2 + 1) / width - 1
+    y = ((torch.arange(height, device=matrix.device) * 2 + 1) / height - 1)[:, None]
+    a, b, c, d, e, f = matrix[:, :, None, None]
+    return torch.stack([a * x + b * y + c, d * x + e * y + f], dim=-1)
+
+
+def _mix(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """weight * value + (1 - weight) * partner's value; the partners are rows 2k and 2k + 1."""
+    weight = weight.reshape(-1, *[1] * (values.ndim - 1))
+    partners = values.reshape(-1, 2, *values.shape[1:]).flip(1).reshape(values.shape)
+    return weight * values + (1 - weight) * partners
+
+
+def _per_image(values: npt.NDArray[np.float32], images: torch.Tensor) -> torch.Tensor:
+    return _to(values, images.device).reshape(-1, 1, 1, 1)
+
+
+def _to(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device, non_blocking=True)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UserError(f"{name}: {value} is not allowed; it must lie between {low} and {high}")
