@@ -5,7 +5,6 @@ import copy
 import logging
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from models.optimizer import define_optimizer, load_optimizer
 from models.select_network import define_G
 from utils.utils_checkpoint import ResumePoint
 from utils.utils_dist import Dist
+from utils.utils_file import project_path
 from utils.utils_option import Options, TrainOptions
 from utils.utils_seed import seed_global_generators, seed_of
 from utils.utils_state_file import load_state
@@ -185,7 +185,7 @@ class ModelPlain(ModelBase):
             files = dict(resume.files)
         else:
             given = {"G": path.pretrained_netG, "E": path.pretrained_netE}
-            files = {part: Path(file) for part, file in given.items() if file}
+            files = {part: project_path(file) for part, file in given.items() if file}
         self._logged_iter = resume.iteration if resume else 0
         if "G" in files:
             load_network(self.netG, files["G"], strict=train.G_param_strict)

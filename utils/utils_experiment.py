@@ -18,7 +18,7 @@ from utils import utils_option
 from utils.utils_checkpoint import CheckpointFolder, Manifest, ResumePoint, find_last_checkpoint
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
-from utils.utils_file import TEMPORARY_NAME, atomic_write
+from utils.utils_file import TEMPORARY_NAME, atomic_write, project_path
 from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
@@ -28,7 +28,6 @@ from utils.utils_state_file import write_model
 
 logger = logging.getLogger("longhaul")
 
-PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 _SUBFOLDERS = ("models", "options", "images", "tb")
 
 
@@ -41,7 +40,7 @@ class Experiment:
 
     def __init__(self, opt: Options, dist: Dist, option_file: Path, dry_run: bool = False) -> None:
         self.opt = opt
-        self.folder = PROJECT_FOLDER / Path(opt.path.root).expanduser() / opt.task
+        self.folder = project_path(opt.path.root) / opt.task
         self.models = self.folder / "models"
         self.log = RunLog(None, False, False)
         self._dist = dist

@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")
 
 
 def temporary_path(path: Path) -> Path:
     """The temporary name of `path`: in the same directory, because a rename across file systems is a copy."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def project_path(path: str | Path) -> Path:
+    """An option file's path: absolute, or relative to the project, whatever the working directory."""
+    return PROJECT_FOLDER / Path(path).expanduser()
 
 
 def fsync_directory(folder: Path) -> None:

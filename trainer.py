@@ -1,0 +1,281 @@
+"""Trainer: one launch of a run, where model and data meet: resume, batches, log, test, save, finish."""
+
+import itertools
+import logging
+import secrets
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data.select_dataset import (
+    DataSource,
+    define_test_loaders,
+    define_train_loader,
+    input_transforms,
+    synthetic_notice,
+)
+from data.train_stream import TrainStream
+from models.evaluate import evaluate
+from models.learning_rate import learning_rate
+from models.model_plain import enabled_parts
+from models.select_model import define_model
+from utils.utils_dist import Dist, leave_process_group
+from utils.utils_error import UserError
+from utils.utils_experiment import Experiment, machine_record
+from utils.utils_image import image_grid
+from utils.utils_logger import print_block
+from utils.utils_metrics import MetricValue
+from utils.utils_option import Options, to_dict, with_total_iter
+from utils.utils_progress import Progress
+from utils.utils_signal import StopRequest
+
+logger = logging.getLogger("longhaul")
+
+Batch = dict[str, Any]
+
+
+class Trainer:
+    """Everything that the loop in main_train needs besides the step itself. All methods are collective."""
+
+    def __init__(
+        self, opt: Options, dist: Dist, stop: StopRequest, experiment: Experiment, sources: Mapping[str, DataSource]
+    ) -> None:
+        self._dist, self._stop, self._experiment, self._sources = dist, stop, experiment, sources
+        self._resume = experiment.find_resume_point(enabled_parts(opt.train))
+        manifest = self._resume.manifest if self._resume else None
+        self.start_iter = self._resume.iteration if self._resume else 0
+        self.progress = Progress(**manifest.progress) if manifest else Progress()
+        self._seed = self._choose_seed(opt)
+        train = sources["train"]
+        self.stream = TrainStream(
+            len(train.dataset), opt.datasets["train"].dataloader_batch_size, self._seed, dist.rank, dist.world_size
+        )
+        self.opt = with_total_iter(opt, self.stream.num_iters)
+        self.total_iter: int = self.opt.train.total_iter or 0
+        self.model = define_model(self.opt, dist, self._seed)
+        self._loader = self._define_loader()
+        self._test_loaders = define_test_loaders(sources, dist)
+        self._stream_record = {
+            "seed": self._seed,
+            "batch_size": self.stream.batch_size,
+            "num_samples": self.stream.num_samples,
+            "dataset": train.dataset.fingerprint,
+            "synthetic": synthetic_notice(sources.values()),
+        }
+        self._machine_record = machine_record(self.opt, dist)
+        self._result: dict[str, MetricValue] = {}
+        self._saved_iter = self.start_iter
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether so many tests brought no improvement that early stopping ends the run."""
+        patience = self.opt.train.early_stop_patience
+        return patience is not None and self.progress.num_tests_without_improvement >= patience
+
+    def is_due(self, every: int | str, current_iter: int) -> bool:
+        """Whether something done every so many iterations, or every "epoch", is due; all are after the last one."""
+        if current_iter == self.total_iter:
+            return True
+        return self.stream.ends_epoch(current_iter) if every == "epoch" else current_iter % int(every) == 0
+
+    def resume(self) -> None:
+        """Load the resume point, or initialise a fresh run, and say where it stands."""
+        guarantee = self._check_resume()
+        if self._has_work:
+            first = next(self._loader)
+            self._loader = itertools.chain([first], self._loader)
+            self.model.prepare(first[1])
+        self.model.load(self._resume)
+        self._print_start_block(guarantee)
+        log = self._experiment.log
+        log.start(self.start_iter, self.total_iter)
+        if log.wants_images and self._has_work:
+            log.image("train/augmented", image_grid(first[1][0]["input"][:32]), self.start_iter)
+
+    def batches(self) -> Iterator[tuple[int, list[Batch]]]:
+        """(current_iter, micro-batches) of every iteration left, after the test that a stop may have cut off."""
+        is_pending = self.start_iter > self.progress.last_test_iter and not self._is_finished
+        if is_pending and self.is_due(self.opt.train.checkpoint_test, self.start_iter):
+            self.test(self.start_iter)
+        if self._has_work and not self._stop.signal_number:
+            yield from itertools.islice(self._loader, self.total_iter - self.start_iter)
+
+    def log_training(self, current_iter: int) -> None:
+        """Log the means since the last call; raises NonFiniteLossError."""
+        log = self.model.current_log(current_iter)
+        epoch, lr = self.stream.epoch(current_iter), self.model.current_learning_rate()
+        self._experiment.log.training(current_iter, epoch, lr, log, self.stream.batch_size)
+
+    def test(self, current_iter: int) -> None:
+        """Test on every test data set; "test" moves the progress and may give a new best model."""
+        for name, loader in self._test_loaders.items():
+            start = time.perf_counter()
+            classes = self._sources[name].class_names
+            result = evaluate(self.model, loader, self.opt.val.metrics, len(classes) or None, self._stop.agreed)
+            if result is None:
+                logger.info("The test was cut off; the next launch begins with it.")
+                return
+            epoch, lr = self.stream.epoch(current_iter), self.model.current_learning_rate()
+            seconds = time.perf_counter() - start
+            self._experiment.log.test(name, current_iter, epoch, lr, result, classes, seconds)
+            if name == "test":
+                self._judge(current_iter, result)
+
+    def save(self, current_iter: int, reason: str) -> None:
+        """Commit a checkpoint set in the background, unless this iteration has one."""
+        if current_iter == self._saved_iter:
+            return
+        self._saved_iter = current_iter
+        reason = "final" if current_iter == self.total_iter and reason == "periodic" else reason
+        self._experiment.save_set(
+            current_iter, self.stream.epoch(current_iter), reason, self.progress, self.model.state(),
+            self._stream_record, self._machine_record,
+        )  # fmt: skip
+
+    def finish(self, current_iter: int) -> int:
+        """Save what is left to save, say how it ended, and return the exit status."""
+        if self._stop.signal_number:
+            return self._finish_interrupted(current_iter)
+        if self._is_finished and not self._has_work:
+            logger.info("Nothing is left to do: the run ended at iteration %s.", f"{current_iter:,}")
+        else:
+            self.save(current_iter, "final")
+            self._experiment.save_model("final_model.pth", self._portable_model(current_iter))
+        self._experiment.finish("DONE")
+        self._print_summary(current_iter)
+        return 1 if self._experiment.save_failed else 0
+
+    @property
+    def _has_work(self) -> bool:
+        return self.start_iter < self.total_iter and not self.is_out_of_patience
+
+    @property
+    def _is_finished(self) -> bool:
+        """Whether an earlier launch ended the run and wrote everything."""
+        return self._dist.on_main(lambda: (self._experiment.models / "final_model.pth").exists()) and not self._has_work
+
+    def _finish_interrupted(self, current_iter: int) -> int:
+        # The peers may be gone any moment: from here on rank 0 needs nobody.
+        leave_process_group()
+        self.save(current_iter, "interrupt")
+        self._experiment.finish("PREEMPTED")
+        name = signal.Signals(self._stop.signal_number).name
+        logger.info(
+            "Stopped by %s and saved at iteration %s, %.1f s after the signal. Launch the same command again to go on.",
+            name, f"{current_iter:,}", self._stop.seconds_since_signal,
+        )  # fmt: skip
+        return 128 + self._stop.signal_number
+
+    def _judge(self, current_iter: int, result: dict[str, MetricValue]) -> None:
+        self._result = result
+        name = self.opt.val.best_metric
+        if name is None or current_iter <= self.progress.last_test_iter:
+            return
+        value = result[name]
+        if not isinstance(value, float):
+            raise UserError(f"val.best_metric: {name} is not a single number; choose another of val.metrics")
+        self.progress = self.progress.after_test(current_iter, value, self.opt.val.best_mode)
+        if self.progress.is_best(current_iter):
+            logger.info("Best model so far: %s %.4f at iteration %s.", name, value, f"{current_iter:,}")
+            self._experiment.save_model("best_model.pth", self._portable_model(current_iter))
+
+    def _portable_model(self, current_iter: int) -> dict[str, Any]:
+        """A self-contained model: weights and everything that inference from this one file needs."""
+        shown = self._sources.get("test", self._sources["train"])
+        options = to_dict(self.opt)
+        return {
+            "task": self.opt.task,
+            "iter": current_iter,
+            "epoch": self.stream.epoch(current_iter),
+            "model_state_dict": self.model.tested_net.state_dict(),
+            "is_ema": self.model.netE is not None,
+            "metrics": self._result,
+            "best_metric": self.opt.val.best_metric,
+            "class_names": list(shown.class_names),
+            "netG": options["netG"],
+            "input": {"transforms": input_transforms(shown)},
+            "options": options,
+            "synthetic": synthetic_notice(self._sources.values()),
+        }
+
+    def _choose_seed(self, opt: Options) -> int:
+        """The option file's seed, else the one that the run began with, else a random one; the same on every rank."""
+        if opt.train.manual_seed is not None:
+            return opt.train.manual_seed
+        if self._resume and self._resume.manifest:
+            return int(self._resume.manifest.stream["seed"])
+        return self._dist.on_main(lambda: secrets.randbits(31))
+
+    def _check_resume(self) -> str:
+        """Refuse to go on with another stream unless told to; returns which guarantee holds and why."""
+        if self._resume is None:
+            return ""
+        if self._resume.manifest is None:
+            return "NEW STREAM: the files carry no manifest, so the order of their samples is not known"
+        saved, now = self._resume.manifest.stream, self._stream_record
+        if changed := [f"{key}: {saved.get(key)} -> {now[key]}" for key in now if saved.get(key) != now[key]]:
+            if not self.opt.resume.accept_changes:
+                raise UserError(
+                    f"{self._experiment.folder}: the run cannot be resumed exactly, because what decides the order of "
+                    f"its samples has changed ({'; '.join(changed)}). Restore the options, give the run another task "
+                    "name, or add --set resume.accept_changes=true to go on with the new ones from here"
+                )
+            return f"NEW STREAM: {'; '.join(changed)}"
+        saved, now = self._resume.manifest.machine, self._machine_record
+        if changed := [f"{key}: {saved.get(key)} -> {now[key]}" for key in now if saved.get(key) != now[key]]:
+            return f"SAME-DATA: every sample once an epoch, same rates; floats differ ({'; '.join(changed)})"
+        return "EXACT: same ranks, threads, device and software as when it was saved"
+
+    def _print_start_block(self, guarantee: str) -> None:
+        opt, train = self.opt, self.opt.train
+        files = ", ".join(path.name for path in self._resume.files.values()) if self._resume else ""
+        start = f"resumed from iteration {self.start_iter:,}: {files}" if self._resume else "fresh, iteration 0"
+        if not self._resume and opt.path.pretrained_netG:
+            start += f", initialised from {opt.path.pretrained_netG}"
+        num_batches = self.stream.num_samples / self.stream.batch_size
+        next_iter = min(self.start_iter + 1, self.total_iter)
+        position = int(self.stream.positions(next_iter)[0]) if self._dist.is_main else 0
+        lines = {
+            "experiment": str(self._experiment.folder),
+            "start": start,
+            "resume": guarantee,
+            "next": f"iteration {next_iter:,} of {self.total_iter:,}, epoch {self.stream.epoch(next_iter)}, "
+            f"position {position:,}, learning rate {learning_rate(next_iter, train):.3e}",
+            "data": ", ".join(f"{name} {len(source.dataset):,}" for name, source in self._sources.items())
+            + f" samples; batch {self.stream.batch_size}, {num_batches:.1f} an epoch",
+            "SYNTHETIC": synthetic_notice(self._sources.values()) or "",
+            "network": f"{opt.netG.net_type}, {sum(p.numel() for p in self.model.netG.parameters()):,} parameters; "
+            + ("netE is tested" if self.model.netE is not None else "netG is tested"),
+            "machine": ", ".join(f"{key} {value}" for key, value in self._machine_record.items()),
+            "seed": str(self._seed),
+        }
+        for change in self._experiment.option_changes() if self._resume and self._dist.is_main else []:
+            lines[f"changed {len(lines)}"] = change
+        print_block("Longhaul", lines)
+
+    def _print_summary(self, current_iter: int) -> None:
+        name, models = self.opt.val.best_metric, self._experiment.models
+        lines = {"iterations": f"{current_iter:,} of {self.total_iter:,}, epoch {self.stream.epoch(current_iter)}"}
+        if self.is_out_of_patience:
+            lines["stopped"] = f"early: {self.progress.num_tests_without_improvement} tests without improvement"
+        if self.progress.best_value is not None:
+            lines["best"] = f"{name} {self.progress.best_value:.4f} at iteration {self.progress.best_iter:,}"
+        if self._result:
+            shown = ", ".join(f"{key} {value:.4f}" for key, value in self._result.items() if isinstance(value, float))
+            lines["final"] = shown
+        lines["files"] = f"{models}: best_model.pth, final_model.pth"
+        lines["verify with"] = f"python main_test.py verify {models / 'best_model.pth'}"
+        lines["SYNTHETIC"] = synthetic_notice(self._sources.values()) or ""
+        print_block("Done", lines)
+
+    def _define_loader(self) -> Iterator[tuple[int, list[Batch]]]:
+        train = self._sources["train"]
+        steps = self.opt.train.G_accumulation_steps
+        share = self.stream.batch_size // self._dist.world_size
+        if share % steps:
+            raise UserError(
+                f"train.G_accumulation_steps: {steps} does not divide the {share} samples of each rank "
+                f"(dataloader_batch_size {self.stream.batch_size} / {self._dist.world_size} ranks)"
+            )
+        return define_train_loader(train, self.stream, self._dist, self._seed, self.start_iter, steps)
