@@ -11,6 +11,7 @@ the one recorded when it was saved. Exit status: 0 the result is as recorded, or
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from data.select_dataset import DataSource, TestLoader, define_dataset
 from main_train import TABLES
 from models.evaluate import evaluate
+from models.portable_model import unpack_model
 from models.select_model import define_model
 from utils import utils_option as option
 from utils.utils_dist import Dist, process_group
@@ -28,16 +30,13 @@ from utils.utils_memory import keep_freed_memory
 from utils.utils_metrics import MetricValue
 from utils.utils_option import Options
 from utils.utils_option_file import apply_overrides
-from utils.utils_state_file import load_state
 
 logger = logging.getLogger("longhaul")
 
 
 def verify(path: Path, split: str | None, overrides: list[str]) -> int:
     """Test a self-contained model and print its metrics; returns the exit status."""
-    content = load_state(path)
-    if not isinstance(content, Mapping) or not {"model_state_dict", "options"} <= content.keys():
-        raise UserError(f"{path}: not a self-contained model; give a best_model.pth or final_model.pth")
+    content = unpack_model(path)
     opt = option.validate(apply_overrides(content["options"], overrides), str(path), TABLES)
     if "test" not in opt.datasets:
         raise UserError(f"{path}: its options have no datasets.test; add one with --set datasets.test.dataroot=...")
@@ -49,8 +48,9 @@ def verify(path: Path, split: str | None, overrides: list[str]) -> int:
         source = define_dataset("test", tested)
         result = _measure(opt, dist, source, content["model_state_dict"])
     recorded = content.get("metrics") if split in (None, recorded_split) else None
-    _print_result(path, content, source, result, recorded)
-    return 1 if recorded and recorded != result else 0
+    differing = [name for name in result if recorded and not _equal(recorded.get(name), result[name])]
+    _print_result(path, content, source, result, recorded, differing)
+    return 1 if differing else 0
 
 
 def _measure(opt: Options, dist: Dist, source: DataSource, weights: Mapping[str, Any]) -> dict[str, MetricValue]:
@@ -64,9 +64,16 @@ def _measure(opt: Options, dist: Dist, source: DataSource, weights: Mapping[str,
     return result
 
 
+def _equal(recorded: Any, measured: MetricValue) -> bool:
+    """Whether two results are equal; a loss is a sum of floats, whose order depends on the number of ranks."""
+    if isinstance(recorded, float) and isinstance(measured, float):
+        return math.isclose(recorded, measured, rel_tol=1e-6)
+    return recorded == measured
+
+
 def _print_result(
     path: Path, content: Mapping[str, Any], source: DataSource, result: Mapping[str, MetricValue],
-    recorded: Mapping[str, MetricValue] | None,
+    recorded: Mapping[str, MetricValue] | None, differing: list[str],
 ) -> None:  # fmt: skip
     lines = {
         "model": f"{path}: {content['netG']['net_type']}, iteration {content['iter']:,}, epoch {content['epoch']}",
@@ -81,13 +88,12 @@ def _print_result(
             lines[name] = ", ".join(f"{label} {each:.3f}" for label, each in pairs)
     if recorded is None:
         lines["recorded"] = "nothing for this split"
-    elif recorded == result:
-        lines["recorded"] = "the same, to the last digit"
+    elif not differing:
+        lines["recorded"] = "the same"
     else:
-        differing = [name for name in result if recorded.get(name) != result[name]]
         shown = {name: recorded.get(name) for name in differing if isinstance(result[name], float)}
         lines["recorded"] = f"DIFFERENT: {shown or ', '.join(differing)}"
-    print_block("Verify", lines)
+    print_block("Verify", lines.items())
 
 
 def main() -> int:

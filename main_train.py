@@ -98,7 +98,7 @@ def main() -> int:
             logger.error("%s", error)
         return 2
     except NonFiniteLossError as error:
-        logger.error("Stopped: %s. Lower the learning rate or clip the gradient, then launch again.", error)
+        logger.error("Stopped: %s. Lower the learning rate or clip the gradient, and launch again.", error)
         return 1
 
 

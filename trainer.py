@@ -19,15 +19,17 @@ from data.train_stream import TrainStream
 from models.evaluate import evaluate
 from models.learning_rate import learning_rate
 from models.model_plain import enabled_parts
+from models.portable_model import pack_model
 from models.select_model import define_model
 from utils.utils_dist import Dist, leave_process_group
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
 from utils.utils_image import image_grid
 from utils.utils_logger import print_block
-from utils.utils_metrics import MetricValue
-from utils.utils_option import Options, to_dict, with_total_iter
+from utils.utils_metrics import MetricValue, check_best_metric
+from utils.utils_option import Options, with_total_iter
 from utils.utils_progress import Progress
+from utils.utils_resume import resume_guarantee
 from utils.utils_signal import StopRequest
 
 logger = logging.getLogger("longhaul")
@@ -41,6 +43,7 @@ class Trainer:
     def __init__(
         self, opt: Options, dist: Dist, stop: StopRequest, experiment: Experiment, sources: Mapping[str, DataSource]
     ) -> None:
+        check_best_metric(opt.val.best_metric)
         self._dist, self._stop, self._experiment, self._sources = dist, stop, experiment, sources
         self._resume = experiment.find_resume_point(enabled_parts(opt.train))
         manifest = self._resume.manifest if self._resume else None
@@ -81,13 +84,16 @@ class Trainer:
 
     def resume(self) -> None:
         """Load the resume point, or initialise a fresh run, and say where it stands."""
-        guarantee = self._check_resume()
+        accept = self.opt.resume.accept_changes
+        guarantee = resume_guarantee(self._resume, self._stream_record, self._machine_record, accept)
         if self._has_work:
             first = next(self._loader)
             self._loader = itertools.chain([first], self._loader)
             self.model.prepare(first[1])
         self.model.load(self._resume)
+        self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
+        self._experiment.save_options()
         log = self._experiment.log
         log.start(self.start_iter, self.total_iter)
         if log.wants_images and self._has_work:
@@ -135,13 +141,16 @@ class Trainer:
 
     def finish(self, current_iter: int) -> int:
         """Save what is left to save, say how it ended, and return the exit status."""
+        is_finished = self._is_finished
+        if not is_finished and not self._result and not self._stop.signal_number:
+            self.test(current_iter)  # an earlier launch tested, but was killed before it wrote final_model.pth
         if self._stop.signal_number:
             return self._finish_interrupted(current_iter)
-        if self._is_finished and not self._has_work:
+        if is_finished:
             logger.info("Nothing is left to do: the run ended at iteration %s.", f"{current_iter:,}")
         else:
             self.save(current_iter, "final")
-            self._experiment.save_model("final_model.pth", self._portable_model(current_iter))
+            self._experiment.save_model("final_model.pth", self._pack_model(current_iter))
         self._experiment.finish("DONE")
         self._print_summary(current_iter)
         return 1 if self._experiment.save_failed else 0
@@ -165,7 +174,7 @@ class Trainer:
             "Stopped by %s and saved at iteration %s, %.1f s after the signal. Launch the same command again to go on.",
             name, f"{current_iter:,}", self._stop.seconds_since_signal,
         )  # fmt: skip
-        return 128 + self._stop.signal_number
+        return 1 if self._experiment.save_failed else 128 + self._stop.signal_number
 
     def _judge(self, current_iter: int, result: dict[str, MetricValue]) -> None:
         self._result = result
@@ -173,31 +182,18 @@ class Trainer:
         if name is None or current_iter <= self.progress.last_test_iter:
             return
         value = result[name]
-        if not isinstance(value, float):
-            raise UserError(f"val.best_metric: {name} is not a single number; choose another of val.metrics")
+        assert isinstance(value, float), "checked with the options"
         self.progress = self.progress.after_test(current_iter, value, self.opt.val.best_mode)
         if self.progress.is_best(current_iter):
             logger.info("Best model so far: %s %.4f at iteration %s.", name, value, f"{current_iter:,}")
-            self._experiment.save_model("best_model.pth", self._portable_model(current_iter))
+            self._experiment.save_model("best_model.pth", self._pack_model(current_iter))
 
-    def _portable_model(self, current_iter: int) -> dict[str, Any]:
-        """A self-contained model: weights and everything that inference from this one file needs."""
+    def _pack_model(self, current_iter: int) -> dict[str, Any]:
         shown = self._sources.get("test", self._sources["train"])
-        options = to_dict(self.opt)
-        return {
-            "task": self.opt.task,
-            "iter": current_iter,
-            "epoch": self.stream.epoch(current_iter),
-            "model_state_dict": self.model.tested_net.state_dict(),
-            "is_ema": self.model.netE is not None,
-            "metrics": self._result,
-            "best_metric": self.opt.val.best_metric,
-            "class_names": list(shown.class_names),
-            "netG": options["netG"],
-            "input": {"transforms": input_transforms(shown)},
-            "options": options,
-            "synthetic": synthetic_notice(self._sources.values()),
-        }
+        return pack_model(
+            self.model, current_iter, self.stream.epoch(current_iter), self._result, shown.class_names,
+            input_transforms(shown), synthetic_notice(self._sources.values()),
+        )  # fmt: skip
 
     def _choose_seed(self, opt: Options) -> int:
         """The option file's seed, else the one that the run began with, else a random one; the same on every rank."""
@@ -206,26 +202,6 @@ class Trainer:
         if self._resume and self._resume.manifest:
             return int(self._resume.manifest.stream["seed"])
         return self._dist.on_main(lambda: secrets.randbits(31))
-
-    def _check_resume(self) -> str:
-        """Refuse to go on with another stream unless told to; returns which guarantee holds and why."""
-        if self._resume is None:
-            return ""
-        if self._resume.manifest is None:
-            return "NEW STREAM: the files carry no manifest, so the order of their samples is not known"
-        saved, now = self._resume.manifest.stream, self._stream_record
-        if changed := [f"{key}: {saved.get(key)} -> {now[key]}" for key in now if saved.get(key) != now[key]]:
-            if not self.opt.resume.accept_changes:
-                raise UserError(
-                    f"{self._experiment.folder}: the run cannot be resumed exactly, because what decides the order of "
-                    f"its samples has changed ({'; '.join(changed)}). Restore the options, give the run another task "
-                    "name, or add --set resume.accept_changes=true to go on with the new ones from here"
-                )
-            return f"NEW STREAM: {'; '.join(changed)}"
-        saved, now = self._resume.manifest.machine, self._machine_record
-        if changed := [f"{key}: {saved.get(key)} -> {now[key]}" for key in now if saved.get(key) != now[key]]:
-            return f"SAME-DATA: every sample once an epoch, same rates; floats differ ({'; '.join(changed)})"
-        return "EXACT: same ranks, threads, device and software as when it was saved"
 
     def _print_start_block(self, guarantee: str) -> None:
         opt, train = self.opt, self.opt.train
@@ -250,9 +226,8 @@ class Trainer:
             "machine": ", ".join(f"{key} {value}" for key, value in self._machine_record.items()),
             "seed": str(self._seed),
         }
-        for change in self._experiment.option_changes() if self._resume and self._dist.is_main else []:
-            lines[f"changed {len(lines)}"] = change
-        print_block("Longhaul", lines)
+        changed = self._experiment.option_changes() if self._resume and self._dist.is_main else []
+        print_block("Longhaul", [*lines.items(), *(("changed", change) for change in changed)])
 
     def _print_summary(self, current_iter: int) -> None:
         name, models = self.opt.val.best_metric, self._experiment.models
@@ -267,7 +242,7 @@ class Trainer:
         lines["files"] = f"{models}: best_model.pth, final_model.pth"
         lines["verify with"] = f"python main_test.py verify {models / 'best_model.pth'}"
         lines["SYNTHETIC"] = synthetic_notice(self._sources.values()) or ""
-        print_block("Done", lines)
+        print_block("Done", lines.items())
 
     def _define_loader(self) -> Iterator[tuple[int, list[Batch]]]:
         train = self._sources["train"]

@@ -51,8 +51,8 @@ class TrainStream:
         return np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
 
     def epoch(self, current_iter: int) -> int:
-        """The 0-based epoch that iteration `current_iter` ends in."""
-        return max(current_iter * self.batch_size - 1, 0) // self.num_samples
+        """The 0-based epoch that iteration `current_iter` begins in."""
+        return max(current_iter - 1, 0) * self.batch_size // self.num_samples
 
     def ends_epoch(self, current_iter: int) -> bool:
         """Whether iteration `current_iter` draws the last sample of an epoch."""

@@ -10,19 +10,25 @@ import datetime
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.utils_checkpoint_names import (
+    PARTS,
+    find_last_checkpoint,
+    list_manifests,
+    list_parts,
+    manifest_name,
+    set_file_name,
+)
 from utils.utils_error import UserError
 from utils.utils_file import atomic_write, fsync_directory, sha256_of
 from utils.utils_state_file import FileRecord, check_finite, crc_damage, tensors_in, write_state
 
 logger = logging.getLogger("longhaul")
 
-PARTS = ("G", "E", "optimizerG")
 _FREE_SPACE_FACTOR = 1.2
 
 
@@ -57,26 +63,6 @@ class ResumePoint:
     manifest: Manifest | None
 
 
-def set_file_name(iteration: int, part: str) -> str:
-    """The file name of one part (G, E, optimizerG) of the set of `iteration`."""
-    return f"{iteration}_{part}.pth"
-
-
-def find_last_checkpoint(
-    save_dir: str | Path, net_type: str = "G", pretrained_path: str | None = None
-) -> tuple[int, str | None]:
-    """KAIR's lookup for one net type: (newest iteration, its path), or (0, pretrained_path) where there is none.
-
-    Only whole names `<digits>_<net_type>.pth` count, and the path is the one on disk. It does not verify anything:
-    a launch resumes from `find_resume_point`.
-    """
-    found = _list_iterations(Path(save_dir), f"{re.escape(net_type)}\\.pth")
-    if not found:
-        return 0, pretrained_path
-    iteration = max(found)
-    return iteration, str(found[iteration])
-
-
 class CheckpointFolder:
     """The checkpoint sets of one experiment, in `folder` (models/)."""
 
@@ -89,7 +75,7 @@ class CheckpointFolder:
         A committed set is never rewritten. Raises OSError when the disk is full, and leaves the older sets as they
         are whatever fails.
         """
-        if (self.folder / _manifest_name(manifest.iteration)).exists():
+        if (self.folder / manifest_name(manifest.iteration)).exists():
             return manifest
         for part, state in states.items():
             check_finite(set_file_name(manifest.iteration, part), state)
@@ -100,23 +86,27 @@ class CheckpointFolder:
                 name = set_file_name(manifest.iteration, part)
                 records[part] = write_state(stack.enter_context(atomic_write(self.folder / name)), name, state)
         committed = dataclasses.replace(manifest, files=records, saved_at=f"{datetime.datetime.now():%F %T}")
-        with atomic_write(self.folder / _manifest_name(manifest.iteration), "w") as file:
+        with atomic_write(self.folder / manifest_name(manifest.iteration), "w") as file:
             file.write(_manifest_text(committed))
         if max_to_keep:
             self._prune(max_to_keep)
         return committed
 
-    def find_resume_point(self, parts: Sequence[str]) -> ResumePoint | None:
+    def find_resume_point(self, parts: Sequence[str], began_at: int | None = None) -> ResumePoint | None:
         """The newest set that verifies, or None; `parts` are the enabled ones among PARTS.
 
-        Damaged sets and uncommitted files are reported and moved to quarantine/, never deleted. A folder without any
-        manifest is KAIR's: there the newest iteration that has all parts and whose files are whole is taken.
+        Damaged sets and uncommitted files are reported and moved to quarantine/, never deleted. Files that came
+        without a manifest are KAIR's: there the newest iteration that has all parts and whose files are whole is
+        taken. began_at: the iteration at which our first launch in this folder began, if there was one; without any
+        manifest, what is newer was cut off before its commit.
         """
         if not self.folder.is_dir():
             return None
-        manifests = _list_iterations(self.folder, r"manifest\.json")
+        manifests = list_manifests(self.folder)
         self._report_mismatch(parts)
         if not manifests:
+            if began_at is not None:
+                self._quarantine_newer_than(began_at)
             return self._find_without_manifest(parts)
         for iteration in sorted(manifests, reverse=True):
             try:
@@ -125,7 +115,7 @@ class CheckpointFolder:
                 logger.error("The set of iteration %d is damaged and is passed over: %s", iteration, error)
                 self._quarantine(iteration)
                 continue
-            self._quarantine_uncommitted()
+            self._quarantine_newer_than(iteration)
             files = {part: self.folder / record.name for part, record in manifest.files.items() if part in parts}
             return ResumePoint(manifest.iteration, files, manifest)
         raise UserError(
@@ -157,7 +147,7 @@ class CheckpointFolder:
 
     def _prune(self, max_to_keep: int) -> None:
         """Drop all but the newest sets: each manifest first, so that no manifest ever lists a missing file."""
-        manifests = _list_iterations(self.folder, r"manifest\.json")
+        manifests = list_manifests(self.folder)
         for iteration in sorted(manifests)[:-max_to_keep]:
             manifests[iteration].unlink()
             fsync_directory(self.folder)
@@ -171,7 +161,7 @@ class CheckpointFolder:
             logger.warning("The newest files do not belong together (%s); the newest complete set is taken.", named)
 
     def _find_without_manifest(self, parts: Sequence[str]) -> ResumePoint | None:
-        found = {part: _list_iterations(self.folder, f"{part}\\.pth") for part in parts}
+        found = {part: list_parts(self.folder, part) for part in parts}
         complete = set.intersection(*(set(files) for files in found.values()))
         for candidates in (complete, set(found["G"]) - complete):
             for iteration in sorted(candidates, reverse=True):
@@ -186,16 +176,15 @@ class CheckpointFolder:
 
     def _quarantine(self, iteration: int) -> None:
         # The manifest goes first: from then on nothing claims that the set is whole.
-        self._move_to_quarantine(self.folder / _manifest_name(iteration))
+        self._move_to_quarantine(self.folder / manifest_name(iteration))
         for part in PARTS:
             self._move_to_quarantine(self.folder / set_file_name(iteration, part))
 
-    def _quarantine_uncommitted(self) -> None:
-        """Set aside parts without a manifest: a kill came between their renames and the commit."""
-        committed = set(_list_iterations(self.folder, r"manifest\.json"))
+    def _quarantine_newer_than(self, newest: int) -> None:
+        """Set aside parts beyond the newest set: a kill came between their renames and the commit."""
         for part in PARTS:
-            for iteration, path in _list_iterations(self.folder, f"{part}\\.pth").items():
-                if iteration not in committed:
+            for iteration, path in list_parts(self.folder, part).items():
+                if iteration > newest:
                     logger.warning("%s was never committed; moved to quarantine/.", path.name)
                     self._move_to_quarantine(path)
 
@@ -211,21 +200,6 @@ class CheckpointFolder:
         path.rename(target)
         fsync_directory(quarantine)
         fsync_directory(self.folder)
-
-
-def _list_iterations(folder: Path, suffix: str) -> dict[int, Path]:
-    """Iteration -> path of the entries named `<digits>_<suffix>`; where two spell one number, the plain one wins."""
-    pattern = re.compile(rf"(\d+)_{suffix}")
-    found: dict[int, Path] = {}
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        for entry in sorted(folder.iterdir(), key=lambda entry: len(entry.name), reverse=True):
-            if match := pattern.fullmatch(entry.name):
-                found[int(match[1])] = entry
-    return found
-
-
-def _manifest_name(iteration: int) -> str:
-    return f"{iteration}_manifest.json"
 
 
 def _manifest_text(manifest: Manifest) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from utils import utils_option
-from utils.utils_checkpoint import CheckpointFolder, Manifest, ResumePoint, find_last_checkpoint
+from utils.utils_checkpoint import CheckpointFolder, Manifest, ResumePoint
+from utils.utils_checkpoint_names import find_last_checkpoint
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_file import TEMPORARY_NAME, atomic_write, project_path
@@ -50,6 +51,7 @@ class Experiment:
         self._writer = BackgroundWriter()
         self._open = contextlib.ExitStack()
         self._last_committed = 0
+        self._began_at: int | None = None
         self._state = "FAILED"
 
     def __enter__(self) -> "Experiment":
@@ -61,6 +63,10 @@ class Experiment:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.close()
+        if error is not None:
+            self.log.failure(error)
+            if self._last_committed and not isinstance(error, UserError):
+                logger.error("The newest good set is that of iteration %s.", f"{self._last_committed:,}")
         if self._dist.is_main and not self._dry_run:
             self._write_status(self._state)
         self.log.close()
@@ -79,21 +85,29 @@ class Experiment:
             if path is not None:
                 logger.info("A launch would resume from %s if the set of iteration %d verifies.", path, iteration)
             return None
-        resume = self._dist.on_main(lambda: self._checkpoints.find_resume_point(parts))
-        self._last_committed = resume.iteration if resume else 0
-        return resume
+        return self._dist.on_main(lambda: self._find_resume_point(parts))
 
     def option_changes(self) -> list[str]:
         """What the options of this launch change against those of the launch before, as "key: old -> new"."""
         saved = sorted((self.folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-        earlier = [path for path in saved if path != self._saved_options]
-        if not earlier:
+        if not saved:
             return []
         try:
-            old = json.loads(earlier[-1].read_text(encoding="utf-8"))
+            old = json.loads(saved[-1].read_text(encoding="utf-8"))
         except ValueError:
-            return [f"{earlier[-1].name} is not readable, so changes of options are not known"]
+            return [f"{saved[-1].name} is not readable, so changes of options are not known"]
         return utils_option.changes(old, utils_option.to_dict(self.opt))
+
+    def save_options(self) -> None:
+        """Write options/<stem>_<time>.json, which reproduces this launch."""
+        if not self._dist.is_main or self._dry_run:
+            return
+        stamp = f"{self._option_file.stem}_{datetime.datetime.now():%y%m%d_%H%M%S}"
+        path, number = self.folder / "options" / f"{stamp}.json", 1
+        while path.exists():  # two launches within a second
+            number += 1
+            path = path.with_name(f"{stamp}_{number}.json")
+        utils_option.save(self.opt, path)
 
     def save_set(
         self, current_iter: int, epoch: int, reason: str, progress: Progress, states: Mapping[str, Any],
@@ -126,6 +140,14 @@ class Experiment:
         self._writer.wait()
         self._state = state
 
+    def _find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
+        resume = self._checkpoints.find_resume_point(parts, self._began_at)
+        self._last_committed = resume.iteration if resume else 0
+        if self._began_at is None:
+            self._began_at = self._last_committed
+        self._write_status("RUNNING")
+        return resume
+
     def _start(self) -> None:
         try:
             for name in _SUBFOLDERS:
@@ -141,22 +163,14 @@ class Experiment:
                     entry.unlink()
         bar = self.opt.log.progress_bar
         self.log = RunLog(self.folder, self.opt.log.tensorboard, sys.stderr.isatty() if bar == "auto" else bar)
-        self._saved_options = self._options_path()
-        utils_option.save(self.opt, self._saved_options)
-        self._write_status("RUNNING")
-
-    def _options_path(self) -> Path:
-        stamp = f"{datetime.datetime.now():%y%m%d_%H%M%S}"
-        path, number = self.folder / "options" / f"{self._option_file.stem}_{stamp}.json", 1
-        while path.exists():  # two launches within a second
-            number += 1
-            path = path.with_name(f"{self._option_file.stem}_{stamp}_{number}.json")
-        return path
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # none yet, or not ours
+            self._began_at = json.loads((self.folder / "status.json").read_text(encoding="utf-8")).get("began_at_iter")
 
     def _write_status(self, state: str) -> None:
         content = {
             "state": state,
             "last_committed_iter": self._last_committed,
+            "began_at_iter": self._began_at,
             "updated": f"{datetime.datetime.now():%F %T}",
         }
         try:

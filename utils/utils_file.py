@@ -41,8 +41,9 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     `path`, and the directory is fsynced. On an exception the temporary file is removed and `path` is untouched.
     """
     temporary = temporary_path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
     try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -33,7 +33,10 @@ class FolderLock:
 
     def __enter__(self) -> "FolderLock":
         if not HAS_LOCKS:
-            logger.warning("This system has no POSIX locks: nothing prevents a second launch in the same folder.")
+            logger.warning(
+                "This system has no POSIX locks and few signals: nothing prevents a second launch in the same folder, "
+                "and only Ctrl-C and SIGTERM save and stop."
+            )
             return self
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:

@@ -4,7 +4,7 @@ import csv
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +59,7 @@ class MetricsFile:
         elif not self._path.exists():
             self._rewrite()
         with open(self._path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         if not self._path.exists():
@@ -71,7 +71,7 @@ class MetricsFile:
     def _rewrite(self) -> None:
         rows = self._read()[1]
         with atomic_write(self._path, "w") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\r\n", extrasaction="ignore")
+            writer = csv.DictWriter(file, self._columns, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -155,6 +155,13 @@ class RunLog:
         """Whether pictures go anywhere."""
         return self._writer is not None
 
+    def failure(self, error: BaseException) -> None:
+        """Write how the launch ended to train.log alone; the console gets it from whoever handles the error."""
+        if self._file_handler is not None:
+            info = (type(error), error, error.__traceback__)
+            arguments = (logger.name, logging.ERROR, __file__, 0, "The launch ended with an error.", None, info)
+            self._file_handler.emit(logging.LogRecord(*arguments))
+
     def close(self) -> None:
         """Flush and close everything."""
         if self._bar is not None:
@@ -179,7 +186,7 @@ class RunLog:
             else:
                 scalars[f"{prefix}_{label}"] = each
         if rows and self._writer is not None:
-            title = f"{tag} at iteration {current_iter:,}"
+            title = f"{tag.replace('/', ': ').replace('_', ' ')}, iteration {current_iter:,}"
             self._writer.add_figure(tag, confusion_figure(rows, class_names, title), current_iter, close=True)
         return scalars
 
@@ -188,9 +195,11 @@ class RunLog:
     ) -> None:
         if self._metrics is not None:
             speed_text = "" if speed is None else f"{speed:.1f}"
-            self._metrics.append(
-                {"iter": current_iter, "epoch": epoch, "split": split, "lr": lr, "images_per_s": speed_text, **values}
-            )
+            row = {"iter": current_iter, "epoch": epoch, "split": split, "lr": lr, "images_per_s": speed_text, **values}
+            try:
+                self._metrics.append(row)
+            except OSError as error:  # a full disk must not end a run that could still finish
+                logger.error("metrics.csv could not be written: %s", error)
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(f"{split}/{name}", value, current_iter)
@@ -206,14 +215,14 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}"
 
 
-def print_block(title: str, lines: Mapping[str, str]) -> None:
-    """Log some labelled lines under a title; empty ones are left out. A label in capitals stands out as a banner."""
+def print_block(title: str, lines: Iterable[tuple[str, str]]) -> None:
+    """Log some (label, text) under a title; empty texts are left out. A label in capitals stands out as a banner."""
     logger.info("%s", f" {title} ".center(80, "="))
-    for label, text in lines.items():
+    for label, text in lines:
         if not text:
             continue
         if label.isupper():
             logger.warning("%s", f" {label} DATA: {text} ".center(80, "!"))
         else:
-            logger.info("  %-12s %s", label, text)
+            logger.info("  %-17s %s", label, text)
     logger.info("%s", "=" * 80)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from utils.utils_checkpoint_names import find_last_checkpoint
 from utils.utils_error import UserError
 from utils.utils_file import atomic_write
 from utils.utils_option_file import apply_overrides, read_option_file
@@ -23,11 +24,13 @@ __all__ = [
     "Options",
     "TrainOptions",
     "changes",
+    "find_last_checkpoint",
     "json_schema",
     "parse",
     "save",
     "to_dict",
     "validate",
+    "with_total_iter",
 ]
 
 SECTIONS = tuple(Options.model_fields)

@@ -1,0 +1,45 @@
+"""One file that holds a model and everything that inference needs: best_model.pth and final_model.pth."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from models.model_plain import ModelPlain
+from utils.utils_error import UserError
+from utils.utils_metrics import MetricValue
+from utils.utils_option import to_dict
+from utils.utils_state_file import load_state
+
+
+def pack_model(
+    model: ModelPlain, current_iter: int, epoch: int, metrics: Mapping[str, MetricValue], class_names: Sequence[str],
+    transforms: Sequence[Mapping[str, Any]], synthetic: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The content of a self-contained file: tensors and plain containers only.
+
+    metrics: those of the test that these weights passed. transforms: what an input needs after uint8 to [0, 1].
+    synthetic: what stood in for missing data, in words.
+    """
+    options = to_dict(model.opt)
+    return {
+        "task": model.opt.task,
+        "iter": current_iter,
+        "epoch": epoch,
+        "model_state_dict": model.tested_net.state_dict(),
+        "is_ema": model.netE is not None,
+        "metrics": dict(metrics),
+        "best_metric": model.opt.val.best_metric,
+        "class_names": list(class_names),
+        "netG": options["netG"],
+        "input": {"transforms": [dict(transform) for transform in transforms]},
+        "options": options,
+        "synthetic": synthetic,
+    }
+
+
+def unpack_model(path: Path) -> dict[str, Any]:
+    """The content of a self-contained file; UserError for anything else."""
+    content = load_state(path)
+    if not isinstance(content, Mapping) or not {"model_state_dict", "netG", "options"} <= content.keys():
+        raise UserError(f"{path}: not a self-contained model; give a best_model.pth or final_model.pth")
+    return dict(content)

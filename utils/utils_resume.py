@@ -1,0 +1,36 @@
+"""What a resume guarantees, and why."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from utils.utils_checkpoint import ResumePoint
+from utils.utils_error import UserError
+
+
+def resume_guarantee(
+    resume: ResumePoint | None, stream: Mapping[str, Any], machine: Mapping[str, Any], accept_changes: bool
+) -> str:
+    """EXACT, SAME-DATA or NEW STREAM, with the reason; "" for a fresh run.
+
+    stream: what decides which sample comes when; a difference is a UserError unless accepted. machine: what decides
+    the order of float operations; a difference leaves the data the same.
+    """
+    if resume is None:
+        return ""
+    if resume.manifest is None:
+        return "NEW STREAM: the files carry no manifest, so the order of their samples is not known"
+    if changed := _differences(resume.manifest.stream, stream):
+        if not accept_changes:
+            raise UserError(
+                "The run cannot be resumed exactly, because what decides the order of its samples has changed "
+                f"({changed}). Restore the options, give the run another task name, or add "
+                "--set resume.accept_changes=true to go on with the new ones from here"
+            )
+        return f"NEW STREAM: {changed}"
+    if changed := _differences(resume.manifest.machine, machine):
+        return f"SAME-DATA: every sample once an epoch, same rates; floats differ ({changed})"
+    return "EXACT: same ranks, threads, device and software as when it was saved"
+
+
+def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    return "; ".join(f"{key}: {saved.get(key)} -> {now[key]}" for key in now if saved.get(key) != now[key])
