@@ -54,7 +54,8 @@ class RandomAffine:
         cos, sin = zoom * np.cos(angle * self.rotation), zoom * np.sin(angle * self.rotation)
         # The grid spans [-1, 1], twice the fraction of the image.
         shift_x, shift_y = 2 * self.shift * shift_x, 2 * self.shift * shift_y
-        matrix = np.stack([cos * mirror, -sin, shift_x, sin * mirror, cos, shift_y])
+        aspect = images.shape[-1] / images.shape[-2]
+        matrix = np.stack([cos * mirror, -sin / aspect, shift_x, sin * aspect * mirror, cos, shift_y])
         grid = _affine_grid(_to(matrix, images.device), images.shape[-2], images.shape[-1])
         moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return {**batch, "input": moved}

@@ -1,5 +1,6 @@
 """One test of the whole data set on all ranks, exact for sizes that do not divide."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ def evaluate(
     loss, count = model.dist.sum(loss_and_count).tolist()
     result: dict[str, MetricValue] = {"loss": loss / count}
     for name, metric in built.items():
-        value = metric.compute()  # torchmetrics reduces its sums over the ranks
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a rank without a share has updated nothing
+            value = metric.compute()  # torchmetrics reduces its sums over the ranks
         result[name] = value.item() if value.ndim == 0 else value.tolist()
     return result

@@ -56,7 +56,7 @@ def learning_rate(current_iter: int, train: TrainOptions) -> float:
 
 
 def _half_cosine(step: int, length: int, train: TrainOptions) -> float:
-    """From 1 at step 0 to eta_min at step length - 1; eta_min beyond."""
+    """From 1 at step 0 to eta_min at step length - 1, and beyond; a cosine of one step stays at 1."""
     floor = train.G_scheduler_eta_min / train.G_optimizer_lr
     if length <= 1:
         return 1.0

@@ -83,7 +83,8 @@ def _state_dicts(content: Any, prefer_ema: bool) -> list[StateDict]:
     order = ("params_ema", "params") if prefer_ema else ("params", "params_ema")
     inner = [content[key] for key in (*order, "model_state_dict") if isinstance(content.get(key), Mapping)]
     flat = [each for each in (*inner, content) if any(torch.is_tensor(value) for value in each.values())]
-    return [{str(name).removeprefix("module."): value for name, value in each.items()} for each in flat]
+    bare = [{str(name).removeprefix("module."): value for name, value in each.items()} for each in flat]
+    return [*flat, *bare]  # a network may have a layer of its own that is called module
 
 
 def _fitting(state: StateDict, wanted: StateDict) -> dict[str, torch.Tensor]:

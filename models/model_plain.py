@@ -128,17 +128,18 @@ class ModelPlain(ModelBase):
     def test(self, batch: Batch) -> torch.Tensor:
         """The output of the tested network in float32 and evaluation mode."""
         net = self.tested_net
-        was_training = net.training
+        modes = [(module, module.training) for module in net.modules()]  # a user may have frozen some layers
+        net.eval()
         with torch.no_grad():
-            net.eval()
             self.feed_data(batch)
             output = self.netG_forward(net)
-            net.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
         return output.float()
 
     def test_loss(self, output: torch.Tensor) -> torch.Tensor:
         """The training loss of a test output."""
-        return self.lossfn(output, self.target)
+        return self.opt.train.G_lossfn_weight * self.lossfn(output, self.target)
 
     def sync_buffers(self) -> None:
         """Give every rank rank 0's buffers, as DDP does before a forward pass: all test one network. Collective."""

@@ -25,6 +25,8 @@ class FerVGG(nn.Module):
         size: int = 48,
     ) -> None:
         super().__init__()
+        if not widths or min(widths) < 1:
+            raise ValueError(f"netG.widths: {list(widths)} must be one or more positive numbers")
         left = size // 2 ** len(widths)
         if left < 1:
             raise ValueError(f"netG.size: {size} pixels cannot be halved {len(widths)} times; use fewer widths")

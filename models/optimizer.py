@@ -34,6 +34,9 @@ def sgd(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
 
 OPTIMIZERS = Table("optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd})
 
+# What tells the state of one kind of optimizer from that of another, if the option file has changed it.
+_MOMENT = {torch.optim.Adam: "exp_avg", torch.optim.AdamW: "exp_avg", torch.optim.SGD: "momentum_buffer"}
+
 
 def define_optimizer(net: nn.Module, train: TrainOptions) -> torch.optim.Optimizer:
     """The optimizer of every trainable parameter of `net`.
@@ -60,13 +63,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
     parameter, whatever the strides in the file: fused kernels walk both in memory order.
     """
     trainable = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
-    saved_names = _saved_names(saved, list(trainable))
     restored = 0
-    for name, index in saved_names.items():
+    for name, index in _saved_names(saved, list(trainable)).items():
         parameter, moments = trainable.get(name), saved["state"].get(index)
-        if parameter is None or moments is None:
+        if parameter is None or moments is None or _MOMENT[type(optimizer)] not in moments:
             continue
-        fitting = {key: _like(value, parameter) for key, value in moments.items()}
+        fitting = {key: _like(key, value, parameter) for key, value in moments.items()}
         if any(torch.is_tensor(value) and value.ndim and value.shape != parameter.shape for value in fitting.values()):
             logger.warning("optimizerG: the state of %s has another shape and starts afresh.", name)
             continue
@@ -85,7 +87,9 @@ def _saved_names(saved: Mapping[str, Any], in_order: list[str]) -> dict[str, int
     return names
 
 
-def _like(value: Any, parameter: torch.Tensor) -> Any:
+def _like(key: str, value: Any, parameter: torch.Tensor) -> Any:
+    if key == "step":  # fused kernels want it as a tensor beside the parameter; old files have a plain number
+        return torch.as_tensor(value, dtype=torch.float32).to(parameter.device)
     if not torch.is_tensor(value) or value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()

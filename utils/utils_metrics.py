@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from utils.utils_error import UserError
 from utils.utils_table import Table
 
@@ -19,10 +21,18 @@ def accuracy(num_classes: int | None) -> "Metric":
 
 
 def balanced_accuracy(num_classes: int | None) -> "Metric":
-    """Mean over the classes of their recall."""
+    """Mean recall of the classes that occur."""
     from torchmetrics.classification import MulticlassRecall
 
-    return MulticlassRecall(_classes(num_classes), average="macro", validate_args=False)
+    class BalancedAccuracy(MulticlassRecall):
+        """Torchmetrics' macro recall counts a class that only the predictions have as a recall of 0."""
+
+        def compute(self) -> torch.Tensor:
+            found, missed = torch.as_tensor(self.tp), torch.as_tensor(self.fn)
+            occurs = found + missed > 0
+            return (found[occurs] / (found + missed)[occurs]).mean()
+
+    return BalancedAccuracy(_classes(num_classes), average="none", validate_args=False)
 
 
 def macro_f1(num_classes: int | None) -> "Metric":
@@ -73,6 +83,15 @@ METRICS = Table(
     },
     supplied={"num_classes"},
 )
+
+_MANY_VALUED = ("recall_per_class", "confusion_matrix")
+
+
+def check_best_metric(name: str | None) -> None:
+    """Raise UserError if `name` gives more than one number, of which none can be the best."""
+    if name in _MANY_VALUED:
+        single = ", ".join(each for each in METRICS if each not in _MANY_VALUED)
+        raise UserError(f"val.best_metric: {name} is not a single number; use one of {single}, loss")
 
 
 def _classes(num_classes: int | None) -> int:
