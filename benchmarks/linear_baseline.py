@@ -56,7 +56,7 @@ def hardware() -> str:
     """The processor and how many of its cores this process may use."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0))
+    cores = os.cpu_count()
     return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
 
 

@@ -31,13 +31,16 @@ DATA_TABLES = {"dataset": DATASETS, "fallback": SYNTHETIC_SOURCES, "transform": 
 
 
 class Dataset(Protocol):
-    """Index -> raw sample {"input", "target", "name"}; no randomness.
+    """Index -> raw sample {"input", "target", "name"}; no randomness. Built from `dataroot` and its own arguments.
 
     `fingerprint` identifies the content. A data set that fits in memory also has `resident() -> {"input": (N, ...),
     "target": (N, ...)}` and `name(i)`; one for classification has `class_names`.
     """
 
     fingerprint: str
+
+    @staticmethod
+    def is_available(dataroot: str) -> bool: ...
 
     def __len__(self) -> int: ...
 

@@ -149,7 +149,7 @@ def write_synthetic_faces(
     num_private_test: int = 1_400,
     seed: int = 0,
 ) -> Path:
-    """Write the faces as `emotion,pixels,Usage` into `folder` (8.5 kB and about 1.3 ms each) and return the file.
+    """Write the faces as `emotion,pixels,Usage` into `folder` and return the file.
 
     Its name holds all the arguments and the drawing's version, and it appears whole or not at all: if it is there, it
     is reused.

@@ -61,7 +61,7 @@ class DatasetOptions(Choice):
         default=0, ge=0, description="loader processes, total over all ranks; used by data that streams"
     )
     resident: bool | Literal["auto"] = Field(
-        default="auto", description='keep the decoded data set on the device; "auto": if it fits'
+        default="auto", description='keep the decoded data set on the device; "auto": where the data set can do so'
     )
     transforms: tuple[TransformOptions, ...] = Field(
         default=(), description="batched transforms, applied in this order on the device"
@@ -200,7 +200,6 @@ class ValOptions(Section):
     best_mode: Literal["max", "min"] = Field(
         default="max", validate_default=True, description="whether the best value is the largest or the smallest"
     )
-    save_img: bool = Field(default=False, description="save the test images that the task can draw")
 
     @field_validator("best_metric")
     @classmethod

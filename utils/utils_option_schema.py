@@ -121,6 +121,7 @@ def _kair_keys(schema: Schema, definitions: Schema) -> None:
         "datasets": [definitions["DatasetOptions"], definitions["TestDatasetOptions"]],
         "netG": [definitions["NetOptions"]],
         "train": [definitions["TrainOptions"]],
+        "val": [definitions["ValOptions"]],
     }
     for path, replacement in KAIR_KEYS.items():
         section, _, key = path.rpartition(".")
