@@ -1,0 +1,104 @@
+"""Hashes of the final files of an uninterrupted run and of one that is killed twice: SIGKILL, then SIGTERM.
+
+    python -m benchmarks.kill_and_resume [--opt options/fer.json] [--iters 40] [--ranks 1 2] [--set KEY.PATH=VALUE]
+
+Each run saves every 5 iterations, in folders of its own under a temporary one. Exit status 1 if any hash differs.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+PROJECT = Path(__file__).resolve().parent.parent
+SAVE_EVERY = 5
+
+
+def launch(ranks: int, options: list[str]) -> subprocess.Popen[bytes]:
+    """Start main_train.py alone (1 rank) or under torchrun."""
+    runner = [sys.executable]
+    if ranks > 1:
+        runner += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return subprocess.Popen([*runner, "main_train.py", *options], cwd=PROJECT, stdout=subprocess.DEVNULL)
+
+
+def last_committed(models: Path) -> int:
+    """The newest iteration with a manifest."""
+    names = [re.fullmatch(r"(\d+)_manifest\.json", path.name) for path in models.glob("*_manifest.json")]
+    return max((int(name[1]) for name in names if name), default=0)
+
+
+def stop_after(process: subprocess.Popen[bytes], models: Path, iteration: int, number: int) -> int:
+    """Signal the trainer (with SIGKILL its ranks too) once `iteration` is committed; returns the newest set then."""
+    while last_committed(models) < iteration and process.poll() is None:
+        time.sleep(0.02)
+    if number == signal.SIGKILL:
+        for child in children_of(process.pid):
+            os.kill(child, number)
+    process.send_signal(number)
+    process.wait()
+    return last_committed(models)
+
+
+def children_of(pid: int) -> list[int]:
+    """The direct children of a process."""
+    text = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(each) for each in text.split()]
+
+
+def hashes(models: Path, iteration: int) -> dict[str, str]:
+    """SHA-256 of the three files of one set."""
+    names = [f"{iteration}_{part}.pth" for part in ("G", "E", "optimizerG")]
+    return {name: hashlib.sha256((models / name).read_bytes()).hexdigest() for name in names}
+
+
+def compare(ranks: int, args: argparse.Namespace, folder: Path) -> bool:
+    """Train both ways with so many ranks, print the hashes, and return whether they are equal."""
+    common = ["-opt", args.opt, "--set", f"train.total_iter={args.iters}", "--set", "train.total_epochs=null"]
+    common += ["--set", f"train.checkpoint_save={SAVE_EVERY}", "--set", "log.tensorboard=false"]
+    common += [word for each in args.set for word in ("--set", each)]
+    found = []
+    for name, kills in (("uninterrupted", []), ("killed twice", [signal.SIGKILL, signal.SIGTERM])):
+        root = folder / f"{ranks}_{name.replace(' ', '_')}"
+        options = [*common, "--set", f"path.root={root}", "--set", "task=run"]
+        models = root / "run" / "models"
+        stops = []
+        for number in kills:
+            after = last_committed(models) + SAVE_EVERY
+            stops.append(f"{number.name} at {stop_after(launch(ranks, options), models, after, number)}")
+        if launch(ranks, options).wait() != 0:
+            raise SystemExit(f"the last launch of the run {name} failed; see {root}")
+        found.append(hashes(models, args.iters))
+        print(f"{ranks} rank{'s' if ranks > 1 else ''}, {name}" + (f" ({', '.join(stops)})" if stops else ""))
+        for file, digest in found[-1].items():
+            print(f"  {file:24} {digest}")
+    equal = found[0] == found[1]
+    print(f"  {'EQUAL' if equal else 'DIFFERENT'}", flush=True)
+    return equal
+
+
+def main() -> int:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--opt", default="options/fer.json")
+    parser.add_argument("--iters", type=int, default=40)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--set", action="append", default=[])
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory() as folder:
+        equal = [compare(ranks, args, Path(folder)) for ranks in args.ranks]
+    return 0 if all(equal) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
