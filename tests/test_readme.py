@@ -1,0 +1,151 @@
+"""README.md keeps its word: tables, commands and links are real, and all that it shows how to add trains together."""
+
+import csv
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import data.select_dataset
+import data.transforms
+import main_train
+import models.learning_rate
+import models.loss
+import models.select_model
+import models.select_network
+import utils.utils_metrics
+from tests.helpers import changed, tiny_option_mapping, write_options
+from tests.readme_table import README, option_tables, readme_with
+from utils.utils_dist import Dist
+from utils.utils_option import parse
+from utils.utils_signal import StopRequest
+from utils.utils_table import Table
+
+PROJECT = README.parent
+TEXT = README.read_text(encoding="utf-8")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+COMMANDS = re.findall(r"^ {4}(\S.*main_(?:train|test)\.py.*)$", TEXT, re.MULTILINE)
+EXAMPLES = re.findall(r"^```python\n# (\S+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+TABLES: dict[str, Table] = {
+    "NETWORKS": models.select_network.NETWORKS,
+    "DATASETS": data.select_dataset.DATASETS,
+    "LOSSES": models.loss.LOSSES,
+    "METRICS": utils.utils_metrics.METRICS,
+    "TRANSFORMS": data.transforms.TRANSFORMS,
+    "SCHEDULES": models.learning_rate.SCHEDULES,
+    "MODELS": models.select_model.MODELS,
+}
+
+
+def test_the_option_tables_are_current() -> None:
+    assert readme_with(option_tables()) == TEXT, "run `make schema`"
+
+
+def test_the_option_tables_have_every_key() -> None:
+    schema = json.loads((PROJECT / "options" / "schema.json").read_text(encoding="utf-8"))
+    sections = [schema, *schema["$defs"].values()]
+    keys = {key for each in sections for key, value in each["properties"].items() if not value.get("deprecated")}
+    keys -= {"$schema", *(key for key, value in schema["properties"].items() if "$ref" in value), "datasets"}
+    assert keys <= set(re.findall(r"[\w]+", " ".join(re.findall(r"^\| `([^`]+)`", TEXT, re.MULTILINE))))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command)
+    script = next(word for word in words if word.endswith(".py"))
+    assert (PROJECT / script).is_file()
+    if script == "main_train.py":
+        monkeypatch.setattr(sys, "argv", words[words.index(script) :])
+        args = main_train.parse_arguments()
+        parse(PROJECT / args.opt, args.set, main_train.TABLES)
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_and_targets_of_a_document_exist(name: str) -> None:
+    text = (PROJECT / name).read_text(encoding="utf-8")
+    headings = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.+)$", text, re.M)}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif "://" not in target:
+            assert (PROJECT / target).exists(), target
+    makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"(?:`|^ {4})make ([a-z]+)", text, re.MULTILINE)) <= targets
+
+
+def test_what_the_readme_adds_trains_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _register_examples(monkeypatch)
+    option_file = write_options(_options_with_examples(tmp_path), tmp_path / "added.json")
+    opt = parse(option_file, tables=main_train.TABLES)
+    dist = Dist()
+    with StopRequest(dist) as stop:
+        assert main_train.train(opt, dist, stop, option_file, dry_run=False) == 0
+    folder = tmp_path / "added"
+    assert (folder / "models" / "final_model.pth").exists()
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["lr"]) for row in rows if row["split"] == "train"] == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert all(0 <= float(row["top2_accuracy"]) <= 1 for row in rows if row["split"] == "test")
+
+
+def _register_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run each example as if it stood in its file, and add its line to its table."""
+    defined: dict[str, Any] = {}
+    for path, code in EXAMPLES:
+        name = path.removesuffix(".py").replace("/", ".")
+        module = sys.modules.get(name, ModuleType(name))
+        namespace = {**vars(module), "__name__": name}
+        exec(compile(code, path, "exec"), namespace)
+        new = re.findall(r"^(?:class|def) (\w+)", code, re.MULTILINE)
+        assert not set(new) & set(vars(module)), f"{path} has {new} already"
+        defined |= {name: namespace[name] for name in new}
+    lines = re.findall(r'One\s+line\s+in\s+`([A-Z]+)`[^`]*`"(\w+)": (\w+)`', TEXT)
+    assert {table for table, _, _ in lines} == TABLES.keys()
+    assert {name for _, _, name in lines} == defined.keys()
+    for table, key, name in lines:
+        monkeypatch.setattr(TABLES[table], "_entries", {**TABLES[table]._entries, key: defined[name]})
+
+
+def _options_with_examples(folder: Path) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{split}_{name}": values
+        for split, num in (("train", 12), ("test", 5))
+        for name, values in (
+            ("images", rng.integers(0, 256, (num, 1, 8, 8), dtype=np.uint8)),
+            ("labels", np.arange(num, dtype=np.int64) % 3),
+        )
+    }
+    np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
+    train = {"dataset_type": "array_file", "dataroot": str(folder / "arrays.npz"), "split": "train"}
+    train |= {"dataloader_batch_size": 4, "transforms": [{"type": "random_gamma", "strength": 0.3}]}
+    return changed(
+        tiny_option_mapping(folder, csv="unused"),
+        task="added",
+        model="mirror",
+        datasets={"train": train, "test": {"split": "test"}},
+        netG={"net_type": "mlp", "num_pixels": 64, "hidden": 8, "num_classes": 3},
+        train={
+            "G_lossfn_type": "focal",
+            "G_lossfn_args": {"gamma": 1.5},
+            "G_optimizer_type": "sgd",
+            "G_optimizer_lr": 0.1,
+            "G_scheduler_type": "Linear",
+            "total_iter": 4,
+            "checkpoint_print": 1,
+            "checkpoint_test": 2,
+            "num_threads": 1,
+        },
+        val={"metrics": ["accuracy", "top2_accuracy"], "best_metric": "top2_accuracy"},
+    )
