@@ -1,0 +1,174 @@
+"""Metrics against scikit-learn, and the evaluation on several ranks against one."""
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn import metrics as oracle
+
+from models.evaluate import evaluate
+from tests import evaluate_on_ranks
+from tests.evaluate_on_ranks import METRIC_NAMES, NUM_CLASSES, SIZES
+from tests.helpers import free_port
+from utils.utils_error import UserError
+from utils.utils_metrics import METRICS
+
+CLASSES = list(range(NUM_CLASSES))
+RNG = np.random.default_rng(0)
+
+
+def labels(num: int, *choice: int) -> NDArray[np.int64]:
+    return RNG.choice(choice or CLASSES, num)
+
+
+DATA = {
+    "random": (labels(200), labels(200)),
+    "mostly right": (truth := labels(300), np.where(RNG.random(300) < 0.8, truth, labels(300))),
+    "perfect": (truth, truth),
+    "all wrong": (truth, (truth + 1) % NUM_CLASSES),
+    "one class only": (labels(20, 3), labels(20, 3)),
+    "one true class, many predicted": (labels(40, 3), labels(40)),
+    "many true classes, one predicted": (labels(40), labels(40, 2)),
+    "class 0 is absent from the truth": (labels(90, 1, 2, 3, 4, 5, 6), labels(90)),
+    "class 6 is never predicted": (labels(90), labels(90, 0, 1, 2, 3, 4, 5)),
+    "classes 1 and 5 are nowhere": (labels(90, 0, 2, 3, 4, 6), labels(90, 0, 2, 3, 4, 6)),
+    "truth and prediction share no class": (labels(50, 0, 1), labels(50, 5, 6)),
+    "one sample, right": (np.array([4]), np.array([4])),
+    "one sample, wrong": (np.array([4]), np.array([0])),
+    "imbalanced": (np.r_[np.zeros(195, int), labels(5)], np.zeros(200, int)),
+}
+
+
+def expected(name: str, truth: NDArray[Any], found: NDArray[Any]) -> Any:
+    if name == "accuracy":
+        return oracle.accuracy_score(truth, found)
+    if name == "balanced_accuracy":  # sklearn's balanced_accuracy_score, without its warning about absent classes
+        present = np.unique(truth)
+        return oracle.recall_score(truth, found, labels=present, average="macro", zero_division=0)
+    if name == "macro_f1":
+        return oracle.f1_score(truth, found, average="macro", zero_division=0)
+    if name == "recall_per_class":
+        return oracle.recall_score(truth, found, labels=CLASSES, average=None, zero_division=0)
+    return oracle.confusion_matrix(truth, found, labels=CLASSES)
+
+
+def logits_for(found: NDArray[Any]) -> torch.Tensor:
+    """Random logits whose largest is that of the wanted class."""
+    logits = np.random.default_rng(1).normal(size=(len(found), NUM_CLASSES))
+    logits[np.arange(len(found)), found] = logits.max(axis=1) + 0.1
+    return torch.from_numpy(logits).float()
+
+
+def computed(name: str, truth: NDArray[Any], found: NDArray[Any], num_updates: int) -> Any:
+    metric = METRICS.build(name, {}, num_classes=NUM_CLASSES)
+    logits, target = logits_for(found), torch.from_numpy(truth)
+    for part in np.array_split(np.arange(len(truth)), num_updates):
+        if len(part):
+            metric.update(logits[part], target[part])
+    return metric.compute().numpy()
+
+
+@pytest.mark.parametrize("name", METRIC_NAMES)
+@pytest.mark.parametrize("case", DATA)
+def test_classification_metrics_are_those_of_sklearn(case: str, name: str) -> None:
+    truth, found = DATA[case]
+    wanted = expected(name, truth, found)
+    for num_updates in (1, 3):
+        assert computed(name, truth, found, num_updates) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_the_cases_tell_known_wrong_variants_apart() -> None:
+    """Weighted or micro averages, a transposed matrix, or a class too many would differ on some case."""
+    truth, found = DATA["mostly right"][0], DATA["many true classes, one predicted"][1]
+    truth = truth[: len(found)]
+    macro = computed("macro_f1", truth, found, 1)
+    assert macro != pytest.approx(oracle.f1_score(truth, found, average="micro"), abs=1e-3)
+    assert macro != pytest.approx(oracle.f1_score(truth, found, average="weighted", zero_division=0), abs=1e-3)
+    matrix = computed("confusion_matrix", truth, found, 1)
+    assert not np.array_equal(matrix, matrix.T)
+
+
+@pytest.mark.parametrize("shape", [(50,), (50, 3), (17, 2, 5, 4)])
+@pytest.mark.parametrize("num_updates", [1, 3])
+def test_regression_metrics_are_those_of_sklearn(shape: tuple[int, ...], num_updates: int) -> None:
+    output, target = RNG.normal(size=shape), RNG.normal(size=shape)
+    wanted = {
+        "mae": oracle.mean_absolute_error(target.ravel(), output.ravel()),
+        "mse": oracle.mean_squared_error(target.ravel(), output.ravel()),
+    }
+    for name, value in wanted.items():
+        metric = METRICS.build(name, {})
+        for part in np.array_split(np.arange(len(output)), num_updates):
+            metric.update(torch.from_numpy(output[part]), torch.from_numpy(target[part]))
+        assert metric.compute().item() == pytest.approx(value, rel=1e-5)
+
+
+def test_every_metric_is_tested() -> None:
+    assert set(METRICS) == {*METRIC_NAMES, "mae", "mse"}
+
+
+@pytest.mark.parametrize("name", METRIC_NAMES)
+def test_a_classification_metric_needs_classes(name: str) -> None:
+    with pytest.raises(UserError, match=r"val\.metrics: .* names its classes"):
+        METRICS.build(name, {}, num_classes=None)
+
+
+# Evaluation.
+
+
+@pytest.fixture(scope="module")
+def on_one_rank() -> dict[str, Any]:
+    return {str(size): evaluate_on_ranks.result(size) for size in SIZES}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_evaluation_by_hand(on_one_rank: dict[str, Any], size: int) -> None:
+    """The whole data set in one batch, through sklearn."""
+    model, source = evaluate_on_ranks.model(), evaluate_on_ranks.source(size)
+    resident = source.dataset.resident()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        output = model.tested_net.eval()(resident["input"].float() / 255)
+    truth, found = resident["target"].numpy(), output.argmax(dim=1).numpy()
+    result = on_one_rank[str(size)]
+    assert set(result) == {"loss", *METRIC_NAMES}
+    assert result["loss"] == pytest.approx(
+        torch.nn.functional.cross_entropy(output, resident["target"]).item(), rel=1e-5
+    )
+    for name in METRIC_NAMES:
+        assert np.array(result[name]) == pytest.approx(expected(name, truth, found), abs=1e-6), name
+
+
+def test_evaluation_can_be_cut_off() -> None:
+    asked = iter([0, 0, 15])
+    loader, model = evaluate_on_ranks.loader(evaluate_on_ranks.source(13)), evaluate_on_ranks.model()
+    assert evaluate(model, loader, ["accuracy"], NUM_CLASSES, lambda: next(asked)) is None
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_evaluation_on_several_ranks_is_that_on_one(
+    tmp_path: Path, on_one_rank: dict[str, Any], world_size: int
+) -> None:
+    """Sizes that do not divide; a single sample leaves the other ranks without any."""
+    port = free_port()
+    context = multiprocessing.get_context("fork")  # torch is imported already, and importing it takes seconds
+    ranks = [
+        context.Process(target=evaluate_on_ranks.run_rank, args=(rank, world_size, port, tmp_path))
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0] * world_size
+    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
+    assert all(result == results[0] for result in results), "the ranks disagree"
+    for size, wanted in on_one_rank.items():
+        for name, value in wanted.items():
+            assert np.array(results[0][size][name]) == pytest.approx(np.array(value), abs=1e-6), (size, name)
+    losses = [result["loss"] for result in on_one_rank.values()]
+    assert len({round(loss, 4) for loss in losses}) == len(losses), "the sizes could not be told apart"

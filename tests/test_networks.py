@@ -1,0 +1,182 @@
+"""Every network of the table: shapes, sizes, modes and refusals."""
+
+import io
+from typing import Any
+
+import pytest
+import torch
+import torch.nn as nn
+
+from models.select_network import NETWORKS, define_G
+from tests.helpers import validated
+from utils.utils_error import UserError
+from utils.utils_option import NetOptions, parse
+
+SMALL: dict[str, dict[str, Any]] = {
+    "fer_resnet": {"widths": [4, 8, 8], "depths": [1, 2, 1]},
+    "fer_vgg": {"widths": [4, 8], "hidden": 16},
+}
+
+
+def built(name: str, **arguments: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return define_G(NetOptions(net_type=name, **{**SMALL[name], **arguments}))
+
+
+def num_parameters(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def faces(count: int, channels: int = 1, size: int = 48) -> torch.Tensor:
+    return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_network_is_tested() -> None:
+    assert sorted(NETWORKS) == sorted(SMALL)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("channels", "num_classes"), [(1, 7), (3, 10)])
+def test_shapes(name: str, channels: int, num_classes: int) -> None:
+    net = built(name, in_channels=channels, num_classes=num_classes)
+    for count in (2, 5):
+        output = net(faces(count, channels))
+        assert output.shape == (count, num_classes)
+        assert output.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
+    net = built(name, dropout=0.0)
+    nn.functional.cross_entropy(net(faces(6)), torch.arange(6)).backward()
+    for parameter_name, parameter in net.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert bool(torch.isfinite(parameter.grad).all()), parameter_name
+        assert bool(parameter.grad.any()), parameter_name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_a_test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
+    net = built(name, dropout=0.5).eval()
+    images = faces(5)
+    with torch.no_grad():
+        together = net(images)
+        assert torch.equal(net(images), together), "something is random in evaluation mode"
+        for place in range(5):
+            assert torch.allclose(net(images[place : place + 1])[0], together[place], atol=1e-5)
+        net.train()
+        assert not torch.allclose(net(images), together, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropout_is_what_the_option_says(name: str) -> None:
+    still, dropping = built(name, dropout=0.0), built(name, dropout=0.5)
+    images = faces(4)
+    assert torch.equal(still(images), still(images))
+    assert not torch.equal(dropping(images), dropping(images))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bf16(name: str) -> None:
+    net = built(name, dropout=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = net(faces(4))
+    assert output.dtype == torch.bfloat16
+    assert torch.allclose(output.float(), net(faces(4)), atol=0.1)
+    output.float().square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_channels_last_gives_the_same_output(name: str) -> None:
+    net = built(name, dropout=0.0).eval()
+    images = faces(3)
+    expected = net(images)
+    net.to(memory_format=torch.channels_last)
+    assert torch.allclose(net(images.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_state_is_flat_tensors_and_nothing_derived(name: str) -> None:
+    state = built(name).state_dict()
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    fresh = built(name)
+    assert not fresh.load_state_dict(state).missing_keys
+
+
+def test_size_of_the_shipped_fer_resnet(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
+    monkeypatch.chdir(pytestconfig.rootpath)
+    net = define_G(parse("options/fer.json").netG)
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    assert 0.2e6 < len(file.getvalue()) <= 1.5e6
+    assert net(faces(2)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("depths", [(2, 1, 1), (1, 1, 1), (1, 2, 3)])
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_number_of_parameters_of_fer_resnet_by_hand(depths: tuple[int, ...], stem_stride: int) -> None:
+    """Convolution k x k x in x out; two a batch norm channel; a shortcut where the width changes."""
+    widths, width_in = (32, 64, 128), 32
+    expected = 9 * 1 * 32 + 2 * 32
+    for width, depth in zip(widths, depths, strict=True):
+        for _ in range(depth):
+            expected += 9 * width_in * width + 9 * width * width + 4 * width
+            expected += (width_in * width + 2 * width) if width != width_in else 0
+            width_in = width
+    expected += 128 * 7 + 7
+    net = built("fer_resnet", widths=widths, depths=depths, stem_stride=stem_stride)
+    assert num_parameters(net) == expected
+
+
+@pytest.mark.parametrize("stem_stride", [1, 2])
+def test_stages_of_fer_resnet_halve_the_image(stem_stride: int) -> None:
+    net = built("fer_resnet", stem_stride=stem_stride)
+    stem = net.stem(faces(1))
+    assert stem.shape[-1] == 48 // stem_stride
+    assert net.body(stem).shape == (1, 8, 12 // stem_stride, 12 // stem_stride)
+
+
+def test_number_of_parameters_of_fer_vgg_by_hand() -> None:
+    expected, width_in = 0, 1
+    for width in (64, 128, 256, 512):
+        expected += 9 * width_in * width + 9 * width * width + 4 * width
+        width_in = width
+    expected += (512 * 3 * 3) * 1024 + 1024 + 1024 * 1024 + 1024 + 1024 * 7 + 7
+    assert num_parameters(define_G(NetOptions(net_type="fer_vgg"))) == expected
+
+
+@pytest.mark.parametrize("size", [16, 32, 48, 64])
+def test_fer_resnet_takes_other_sizes(size: int) -> None:
+    assert built("fer_resnet").eval()(faces(1, size=size)).shape == (1, 7)
+
+
+def test_fer_vgg_takes_the_size_it_was_built_for() -> None:
+    assert built("fer_vgg", size=32).eval()(faces(1, size=32)).shape == (1, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("fer_resnet", {"widths": [8, 8], "depths": [1]}, "netG.depths"),
+        ("fer_resnet", {"widths": [8], "depths": [1, 1]}, "netG.depths"),
+        ("fer_resnet", {"widths": [], "depths": []}, "netG.widths"),
+        ("fer_resnet", {"widths": [8, 0], "depths": [1, 1]}, "netG.widths"),
+        ("fer_resnet", {"widths": [8, -4], "depths": [1, 1]}, "netG.widths"),
+        ("fer_resnet", {"dropout": 1.5}, "dropout"),
+        ("fer_vgg", {"widths": [4] * 6}, "netG.size"),
+        ("fer_vgg", {"size": 2}, "netG.size"),
+        ("fer_vgg", {"widths": [4, 0]}, "netG.widths"),
+        ("fer_resnet", {"widths": "8"}, "widths"),
+        ("fer_resnet", {"width": [8]}, "width"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(name: str, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        built(name, **arguments)
+    assert named in str(caught.value)
+
+
+def test_unknown_network_is_named_with_the_nearest(tiny_options: Any) -> None:
+    with pytest.raises(UserError, match="fer_resnet"):
+        validated(tiny_options(netG__net_type="fer_resnt"))

@@ -1,0 +1,286 @@
+"""Optimizers: groups, and state that goes back and forth between our files and those of plain torch (KAIR's)."""
+
+import copy
+import io
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn as nn
+
+from models.network_fer_resnet import FerResNet
+from models.optimizer import OPTIMIZERS, define_optimizer, load_optimizer
+from tests.helpers import class_batch, messages, net_options
+from utils.utils_option import TrainOptions
+
+TYPES = ["adam", "adamw", "sgd"]
+
+
+def options(optimizer: str = "adam", **train: Any) -> TrainOptions:
+    return net_options({"G_optimizer_type": optimizer, "G_optimizer_lr": 0.01, **train}).train
+
+
+def small_net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return FerResNet(widths=[4, 8], depths=[1, 1])
+
+
+def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+    for number in range(first, last + 1):
+        batch = class_batch(number)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(batch["input"]), batch["target"]).backward()
+        optimizer.step()
+
+
+def through_file(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def weights(net: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
+
+
+PLAIN: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "adam": lambda groups: torch.optim.Adam(groups, lr=0.01, fused=True),
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.0, fused=True),
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True, fused=True),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_scalars_and_vectors_do_not_decay(kind: str) -> None:
+    net = small_net()
+    net.scale = nn.Parameter(torch.ones(()))
+    optimizer = define_optimizer(net, options(kind, G_optimizer_wd=0.1))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    named = dict(net.named_parameters())
+    assert len(decay) == len(named)
+    for name, parameter in named.items():
+        assert decay[id(parameter)] == (0.1 if parameter.ndim > 1 else 0.0), name
+    assert {decay[id(parameter)] for parameter in named.values()} == {0.0, 0.1}
+    for group in optimizer.param_groups:
+        assert [named[name] is p for name, p in zip(group["param_names"], group["params"], strict=True)]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_without_decay_there_is_one_group_in_the_order_of_the_network(kind: str) -> None:
+    net = small_net()
+    (group,) = define_optimizer(net, options(kind)).param_groups
+    assert [id(p) for p in group["params"]] == [id(p) for p in net.parameters()]
+    assert group["weight_decay"] == 0
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    net = small_net()
+    net.stem.requires_grad_(False)
+    optimizer = define_optimizer(net, options(G_optimizer_wd=0.1))
+    frozen = {id(p) for p in net.stem.parameters()}
+    assert not frozen & {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_a_network_without_vectors_has_one_group() -> None:
+    net = nn.Linear(3, 2, bias=False)
+    assert len(define_optimizer(net, options(G_optimizer_wd=0.1)).param_groups) == 1
+
+
+def test_options_reach_the_optimizers() -> None:
+    net = small_net()
+    adam = define_optimizer(net, options("adam", G_optimizer_betas=[0.8, 0.95], G_optimizer_lr=0.3))
+    assert (type(adam), adam.defaults["lr"], adam.defaults["betas"]) == (torch.optim.Adam, 0.3, (0.8, 0.95))
+    adamw = define_optimizer(net, options("adamw", G_optimizer_betas=[0.5, 0.6]))
+    assert (type(adamw), adamw.defaults["betas"]) == (torch.optim.AdamW, (0.5, 0.6))
+    sgd = define_optimizer(net, options("sgd", G_optimizer_momentum=0.7, G_optimizer_nesterov=False))
+    assert (type(sgd), sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (torch.optim.SGD, 0.7, False)
+    without = define_optimizer(net, options("sgd", G_optimizer_momentum=0.0))  # torch refuses nesterov without momentum
+    assert (without.defaults["momentum"], without.defaults["nesterov"]) == (0, False)
+
+
+def test_every_optimizer_is_tested() -> None:
+    assert sorted(OPTIMIZERS) == TYPES
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_file_of_plain_torch_continues_bit_equal(kind: str) -> None:
+    """KAIR's file: one group, no names, its own hyper-parameters."""
+    net = small_net()
+    plain = PLAIN[kind](net.parameters())
+    steps(net, plain, 1, 4)
+    ours_net = copy.deepcopy(net)
+    ours = define_optimizer(ours_net, options(kind))
+    load_optimizer(ours, through_file(plain.state_dict()), ours_net)
+    afresh_net = copy.deepcopy(net)
+    afresh = define_optimizer(afresh_net, options(kind))
+    for each_net, each in ((net, plain), (ours_net, ours), (afresh_net, afresh)):
+        steps(each_net, each, 5, 8)
+    assert torch.equal(weights(ours_net), weights(net))
+    assert not torch.equal(weights(afresh_net), weights(net)), "the comparison would not notice"
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_plain_torch_continues_from_our_file(kind: str) -> None:
+    net = small_net()
+    ours = define_optimizer(net, options(kind))
+    steps(net, ours, 1, 4)
+    plain_net = copy.deepcopy(net)
+    plain = PLAIN[kind](plain_net.parameters())
+    plain.load_state_dict(through_file(ours.state_dict()))
+    for each_net, each in ((net, ours), (plain_net, plain)):
+        steps(each_net, each, 5, 8)
+    assert torch.equal(weights(plain_net), weights(net))
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_a_file_of_an_old_torch_counts_steps_in_plain_numbers(kind: str) -> None:
+    """Before torch 1.12, in KAIR's days, `step` was an int and not a tensor."""
+    net = small_net()
+    plain = PLAIN[kind](net.parameters())
+    steps(net, plain, 1, 3)
+    old = through_file(plain.state_dict())
+    for moments in old["state"].values():
+        moments["step"] = int(moments["step"])
+    ours_net = copy.deepcopy(net)
+    ours = define_optimizer(ours_net, options(kind))
+    load_optimizer(ours, old, ours_net)
+    for each_net, each in ((net, plain), (ours_net, ours)):
+        steps(each_net, each, 4, 6)
+    assert torch.equal(weights(ours_net), weights(net))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", TYPES)
+def test_state_follows_its_parameters_to_the_gpu(kind: str) -> None:
+    """Files are loaded onto the CPU; a fused kernel needs `step` where its parameter is."""
+    net = small_net()
+    plain = PLAIN[kind](net.parameters())
+    steps(net, plain, 1, 3)
+    ours_net = copy.deepcopy(net).cuda()
+    ours = define_optimizer(ours_net, options(kind))
+    load_optimizer(ours, through_file(plain.state_dict()), ours_net)
+    for parameter in ours_net.parameters():
+        for value in ours.state[parameter].values():
+            assert value.device == parameter.device
+        parameter.grad = torch.ones_like(parameter)
+    ours.step()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.1), (0.1, 0.0)])
+def test_moments_find_their_parameters_in_other_groups(before: float, after: float) -> None:
+    """Decay switched on or off: two groups in another order, the same moments."""
+    net = small_net()
+    old = define_optimizer(net, options("adamw", G_optimizer_wd=before))
+    steps(net, old, 1, 3)
+    new = define_optimizer(net, options("adamw", G_optimizer_wd=after))
+    load_optimizer(new, through_file(old.state_dict()), net)
+    assert len(new.param_groups) != len(old.param_groups)
+    for name, parameter in net.named_parameters():
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(new.state[parameter][key], old.state[parameter][key]), (name, key)
+
+
+def test_a_file_of_two_groups_without_names_is_read_in_the_order_of_the_groups() -> None:
+    net = small_net()
+    stem, rest = list(net.stem.parameters()), [*net.body.parameters(), *net.head.parameters()]
+    plain = torch.optim.Adam([{"params": stem}, {"params": rest}], lr=0.01, fused=True)
+    steps(net, plain, 1, 2)
+    ours = define_optimizer(net, options())
+    load_optimizer(ours, through_file(plain.state_dict()), net)
+    for parameter in net.parameters():
+        assert torch.equal(ours.state[parameter]["exp_avg"], plain.state[parameter]["exp_avg"])
+
+
+def test_the_option_file_owns_the_hyper_parameters_and_says_so(logged: pytest.LogCaptureFixture) -> None:
+    net = small_net()
+    old = define_optimizer(net, options(G_optimizer_betas=[0.9, 0.999], G_optimizer_wd=0.1, G_optimizer_lr=1.0))
+    steps(net, old, 1, 2)
+    new = define_optimizer(net, options(G_optimizer_betas=[0.5, 0.99], G_optimizer_wd=0.2, G_optimizer_lr=0.3))
+    load_optimizer(new, through_file(old.state_dict()), net)
+    for group in new.param_groups:
+        assert (group["betas"], group["lr"]) == ((0.5, 0.99), 0.3)
+    assert [group["weight_decay"] for group in new.param_groups] == [0.2, 0.0]
+    said = messages(logged.records)
+    assert "betas" in said
+    assert "0.5" in said
+    assert "weight_decay 0.1 -> 0.2" in said
+
+
+def test_equal_hyper_parameters_are_not_mentioned(logged: pytest.LogCaptureFixture) -> None:
+    net = small_net()
+    old = define_optimizer(net, options(G_optimizer_wd=0.1))
+    steps(net, old, 1, 2)
+    load_optimizer(define_optimizer(net, options(G_optimizer_wd=0.1)), through_file(old.state_dict()), net)
+    assert messages(logged.records) == ""
+
+
+@pytest.mark.parametrize("saved_as", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("restored_to", [torch.contiguous_format, torch.channels_last])
+def test_moments_are_laid_out_like_their_parameters(
+    saved_as: torch.memory_format, restored_to: torch.memory_format
+) -> None:
+    """A fused kernel walks both in memory order, so other strides would pair wrong elements."""
+    net = small_net().to(memory_format=saved_as)
+    old = define_optimizer(net, options())
+    steps(net, old, 1, 3)
+    other = copy.deepcopy(net).to(memory_format=restored_to)
+    new = define_optimizer(other, options())
+    load_optimizer(new, through_file(old.state_dict()), other)
+    for (name, ours), (_, theirs) in zip(other.named_parameters(), net.named_parameters(), strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert new.state[ours][key].stride() == ours.stride(), name
+            assert torch.equal(new.state[ours][key], old.state[theirs][key]), name
+    steps(other, new, 4, 4)
+    steps(net, old, 4, 4)
+    assert torch.allclose(weights(other), weights(net), atol=1e-5)
+
+
+def test_another_shape_is_reported_and_the_rest_restored(logged: pytest.LogCaptureFixture) -> None:
+    net = small_net()
+    old = define_optimizer(net, options())
+    steps(net, old, 1, 2)
+    torch.manual_seed(0)
+    other = FerResNet(widths=[4, 8], depths=[1, 1], num_classes=5)
+    new = define_optimizer(other, options())
+    load_optimizer(new, through_file(old.state_dict()), other)
+    said = messages(logged.records, logging.WARNING)
+    assert "head.weight has another shape" in said
+    assert "head.bias has another shape" in said
+    assert f"{len(list(net.parameters())) - 2} of {len(list(net.parameters()))}" in said
+    stem = net.stem[0].weight
+    assert torch.equal(new.state[other.stem[0].weight]["exp_avg"], old.state[stem]["exp_avg"])
+
+
+def test_another_number_of_parameters_is_reported(logged: pytest.LogCaptureFixture) -> None:
+    net = small_net()
+    old = define_optimizer(net, options())
+    steps(net, old, 1, 2)
+    larger = FerResNet(widths=[4, 8], depths=[1, 2])
+    load_optimizer(define_optimizer(larger, options()), through_file(old.state_dict()), larger)
+    num = len(list(larger.parameters()))
+    assert f"{len(list(net.parameters()))} of {num} parameters" in messages(logged.records, logging.WARNING)
+
+
+@pytest.mark.parametrize(("saved", "chosen"), [("sgd", "adam"), ("adam", "sgd"), ("sgd", "adamw")])
+def test_state_of_another_kind_of_optimizer_is_reported_and_training_goes_on(
+    logged: pytest.LogCaptureFixture, saved: str, chosen: str
+) -> None:
+    net = small_net()
+    old = define_optimizer(net, options(saved))
+    steps(net, old, 1, 2)
+    new = define_optimizer(net, options(chosen))
+    load_optimizer(new, through_file(old.state_dict()), net)
+    steps(net, new, 3, 4)
+    assert "optimizerG" in messages(logged.records, logging.WARNING)
+    assert bool(torch.isfinite(weights(net)).all())
+
+
+def test_a_fresh_optimizers_file_restores_nothing_quietly(logged: pytest.LogCaptureFixture) -> None:
+    net = small_net()
+    new = define_optimizer(net, options())
+    load_optimizer(new, through_file(define_optimizer(net, options()).state_dict()), net)
+    assert messages(logged.records, logging.WARNING) == ""
+    steps(net, new, 1, 1)

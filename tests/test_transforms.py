@@ -1,0 +1,451 @@
+"""Batched transforms: what a sample gets depends on (seed, position) alone, and is what the option says."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from data import transforms
+from data.transforms import (
+    TRANSFORMS,
+    Batch,
+    BrightnessContrast,
+    Mixup,
+    Normalize,
+    Pipeline,
+    RandomAffine,
+    RandomErasing,
+    Transform,
+)
+from utils.utils_error import UserError
+
+SEED = 11
+RANDOM: dict[str, Any] = {
+    "affine": RandomAffine(0.5, 20, 0.2, 0.1),
+    "brightness": BrightnessContrast(0.2, 0.4),
+    "erasing": RandomErasing(0.7),
+    "mixup": Mixup(0.4, 7),
+}
+
+
+def images(count: int, channels: int = 1, height: int = 12, width: int = 12) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.random((count, channels, height, width), dtype=np.float32))
+
+
+def batch_of(inputs: torch.Tensor) -> Batch:
+    return {"input": inputs, "target": torch.arange(len(inputs)) % 7, "name": [str(i) for i in range(len(inputs))]}
+
+
+def apply(transform: Transform, inputs: torch.Tensor, first: int = 0, seed: int = SEED) -> Batch:
+    return transform(batch_of(inputs), np.arange(first, first + len(inputs)), seed)
+
+
+def same_image(count: int, **form: int) -> torch.Tensor:
+    """One image `count` times: differences between rows come from the positions."""
+    return images(1, **form).expand(count, -1, -1, -1).contiguous()
+
+
+@pytest.fixture
+def forced_draws(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The numbers in [0, 1) that every sample draws from now on; fill the list."""
+    draws: list[float] = []
+
+    def uniform(_seed: int, _purpose: str, positions: NDArray[np.int64], num: int) -> NDArray[np.float32]:
+        return np.tile(np.array(draws, dtype=np.float32), (len(positions), 1))[:, :num]
+
+    monkeypatch.setattr(transforms, "uniform", uniform)
+    return draws
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize(("channels", "size"), [(1, 12), (1, 48), (3, 160)])
+def test_a_sample_gets_the_same_bits_in_any_batch(name: str, channels: int, size: int) -> None:
+    count, step = (12, 2) if size < 100 else (4, 2)
+    whole = batch_of(images(count, channels, size, size))
+    positions = np.arange(100, 100 + count)
+    together = RANDOM[name](whole, positions, SEED)
+    sizes = [2, count] if name == "mixup" else [1, 2, 3, count]
+    for part in sizes:
+        for start in range(0, count - part + 1, step):
+            rows = slice(start, start + part)
+            alone = {"input": whole["input"][rows].clone(), "target": whole["target"][rows], "name": []}
+            for key in ("input", "target"):
+                expected = together[key][rows]
+                assert torch.equal(RANDOM[name](alone, positions[rows], SEED)[key], expected), (part, start, key)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_number_of_threads_does_not_matter(name: str) -> None:
+    inputs = images(4, 3, 160, 160)
+    one = apply(RANDOM[name], inputs)["input"]
+    torch.set_num_threads(2)
+    assert torch.equal(apply(RANDOM[name], inputs)["input"], one)
+    assert torch.equal(apply(RANDOM[name], inputs[:2])["input"], one[:2])
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_together_see_what_one_rank_sees(name: str, world_size: int) -> None:
+    inputs = images(12)
+    share = 12 // world_size
+    parts = [
+        apply(RANDOM[name], inputs[rank * share : (rank + 1) * share], 24 + rank * share)["input"]
+        for rank in range(world_size)
+    ]
+    assert torch.equal(torch.cat(parts), apply(RANDOM[name], inputs, 24)["input"])
+
+
+@pytest.mark.parametrize("name", ["affine", "brightness", "erasing"])
+def test_positions_and_seeds_give_different_results(name: str) -> None:
+    transform: Any = {**RANDOM, "erasing": RandomErasing(1.0)}[name]
+    inputs = same_image(64)
+    moved = apply(transform, inputs)["input"]
+    assert len({row.numpy().tobytes() for row in moved}) > 60
+    other = apply(transform, inputs, seed=SEED + 1)["input"]
+    assert sum(torch.equal(a, b) for a, b in zip(moved, other, strict=True)) < 4
+    shifted = apply(transform, inputs, first=1)["input"]
+    assert torch.equal(shifted[:-1], moved[1:])
+
+
+def test_mixup_weights_differ_between_positions_and_seeds() -> None:
+    weights = Mixup(0.4)._weights(np.arange(64), SEED)
+    assert len(set(weights.tolist())) > 50
+    assert not np.array_equal(weights, Mixup(0.4)._weights(np.arange(64), SEED + 1))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_given_batch_is_not_changed(name: str) -> None:
+    given = batch_of(images(8))
+    before = given["input"].clone()
+    RANDOM[name](given, np.arange(8), SEED)
+    assert torch.equal(given["input"], before)
+    assert not given["target"].is_floating_point()
+    assert "name" in RANDOM[name](given, np.arange(8), SEED)
+
+
+# Affine.
+
+
+def test_affine_with_nothing_to_do_is_the_identity() -> None:
+    inputs = images(8, 3, 10, 14)
+    moved = apply(RandomAffine(flip=0, rotation=0, scale=0, shift=0), inputs)["input"]
+    assert torch.allclose(moved, inputs, atol=2e-6)
+
+
+@pytest.mark.parametrize("form", [(1, 12, 12), (3, 9, 14)])
+def test_certain_flip_is_that_of_torch(form: tuple[int, int, int]) -> None:
+    inputs = images(6, *form)
+    moved = apply(RandomAffine(flip=1), inputs)["input"]
+    assert torch.allclose(moved, inputs.flip(-1), atol=2e-6)
+    assert not torch.allclose(moved, inputs, atol=1e-2)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.25, 0.5, 1.0])
+def test_so_many_images_are_flipped(probability: float) -> None:
+    inputs = same_image(2000, height=4, width=4)
+    moved = apply(RandomAffine(flip=probability), inputs)["input"]
+    flipped = (moved - inputs.flip(-1)).abs().amax(dim=(1, 2, 3)) < 1e-5
+    kept = (moved - inputs).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert bool((flipped ^ kept).all())
+    assert flipped.float().mean().item() == pytest.approx(probability, abs=0.04)
+
+
+@pytest.mark.parametrize("draw", [0.0, 1.0])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 16), (12, 6)])
+def test_rotation_by_90_degrees(forced_draws: list[float], draw: float, height: int, width: int) -> None:
+    """The largest centred square of an image of any form turns as NumPy turns it, one way or the other."""
+    forced_draws[:] = [0.9, draw, 0.5, 0.5, 0.5]
+    inputs = images(2, 2, height, width)
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = (..., slice(top, top + side), slice(left, left + side))
+    found = apply(RandomAffine(flip=0, rotation=90), inputs)["input"].numpy()[square]
+    errors = [np.abs(found - np.rot90(inputs.numpy()[square], turns, axes=(2, 3))).max() for turns in (-1, 1)]
+    assert min(errors) < 1e-4
+    assert max(errors) > 0.1, "the comparison would not notice"
+
+
+def test_the_two_extremes_of_rotation_are_opposite(forced_draws: list[float]) -> None:
+    inputs = images(2, 1, 9, 9)
+    results = []
+    for draw in (0.0, 1.0):
+        forced_draws[:] = [0.9, draw, 0.5, 0.5, 0.5]
+        results.append(apply(RandomAffine(flip=0, rotation=90), inputs)["input"])
+    assert torch.allclose(results[0], results[1].flip(-1, -2), atol=1e-4)
+
+
+@pytest.mark.parametrize(("draw_x", "draw_y", "columns", "rows"), [(1, 0.5, 3, 0), (0.5, 0, 0, -2), (0, 1, -3, 2)])
+def test_shift_by_whole_pixels(
+    forced_draws: list[float], draw_x: float, draw_y: float, columns: int, rows: int
+) -> None:
+    """A shift of a quarter of 12 x 8 pixels; the border is repeated outwards."""
+    forced_draws[:] = [0.9, 0.5, 0.5, draw_x, draw_y]
+    inputs = images(2, 1, 8, 12)
+    moved = apply(RandomAffine(flip=0, shift=0.25), inputs)["input"].numpy()
+    y = np.clip(np.arange(8) + rows, 0, 7)
+    x = np.clip(np.arange(12) + columns, 0, 11)
+    expected = inputs.numpy()[:, :, y][:, :, :, x]
+    assert np.allclose(moved, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("draw", "factor"), [(0.0, 2.0), (1.0, 0.5)])
+def test_scale_by_two(forced_draws: list[float], draw: float, factor: float) -> None:
+    """A ramp's slope tells the zoom; both extremes of `scale` are 2 and 1/2."""
+    forced_draws[:] = [0.9, 0.5, draw, 0.5, 0.5]
+    ramp = torch.linspace(-1, 1, 33).expand(1, 1, 33, 33).contiguous()
+    moved = apply(RandomAffine(flip=0, scale=1.0), ramp)["input"][0, 0, 16]
+    slope = (moved[17] - moved[15]) / (ramp[0, 0, 0, 17] - ramp[0, 0, 0, 15])
+    assert slope.item() == pytest.approx(factor, rel=1e-4) or slope.item() == pytest.approx(1 / factor, rel=1e-4)
+    assert moved[16].item() == pytest.approx(0, abs=1e-6)
+
+
+def measured_shifts(transform: RandomAffine, count: int = 3000) -> NDArray[np.float64]:
+    """(count, 2) shifts of ramps along x and y in fractions of the image."""
+    size = 64
+    ramp = (torch.arange(size) + 0.5) / size
+    both = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)])
+    centre = slice(size // 2 - 1, size // 2 + 1)
+    moved = apply(transform, both.expand(count, 2, size, size).contiguous())["input"]
+    return (moved[:, :, centre, centre].mean(dim=(2, 3)) - 0.5).double().numpy()
+
+
+def test_shifts_are_uniform_within_their_bounds() -> None:
+    shifts = measured_shifts(RandomAffine(flip=0, shift=0.1), 1000)
+    for along in shifts.T:
+        assert np.abs(along).max() <= 0.1 + 1e-4
+        assert stats.kstest(along, "uniform", args=(-0.1, 0.2)).pvalue > 1e-3
+    assert abs(np.corrcoef(shifts.T)[0, 1]) < 0.1
+
+
+def test_rotation_and_scale_stay_within_their_bounds() -> None:
+    size = 33
+    ramp = torch.linspace(-1, 1, size)
+    both = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)])
+    transform = RandomAffine(flip=0, rotation=15, scale=0.25)
+    moved = apply(transform, both.expand(1000, 2, size, size).contiguous())["input"].double().numpy()
+    middle, step = size // 2, 4 / (size - 1)
+    along_x = (moved[:, 0, middle, middle + 1] - moved[:, 0, middle, middle - 1]) / step
+    along_y = (moved[:, 1, middle, middle + 1] - moved[:, 1, middle, middle - 1]) / step
+    degrees, zoom = np.degrees(np.arctan2(along_y, along_x)), np.hypot(along_x, along_y)
+    assert np.abs(degrees).max() <= 15.01
+    assert stats.kstest(degrees, "uniform", args=(-15, 30)).pvalue > 1e-3
+    assert 1 / 1.251 <= zoom.min() < 0.82
+    assert 1.22 < zoom.max() <= 1.251
+    assert abs(np.log(zoom).mean()) < 0.02, "zooming in and out are not balanced"
+
+
+# Brightness and contrast.
+
+
+def test_no_brightness_and_contrast_is_the_identity() -> None:
+    inputs = images(5, 3)
+    assert torch.allclose(apply(BrightnessContrast(0, 0), inputs)["input"], inputs, atol=1e-6)
+
+
+def test_brightness_moves_the_mean_within_its_bounds() -> None:
+    inputs = same_image(1000) * 0.2 + 0.4
+    changed = apply(BrightnessContrast(brightness=0.3, contrast=0), inputs)["input"]
+    offsets = (changed - inputs).mean(dim=(1, 2, 3)).double().numpy()
+    assert np.abs(offsets).max() <= 0.3 + 1e-5
+    assert stats.kstest(offsets, "uniform", args=(-0.3, 0.6)).pvalue > 1e-3
+    assert (changed - inputs).std(dim=(1, 2, 3)).max() < 1e-6
+
+
+def test_contrast_stretches_around_the_mean_within_its_bounds() -> None:
+    inputs = same_image(1000) * 0.2 + 0.4
+    changed = apply(BrightnessContrast(brightness=0, contrast=0.5), inputs)["input"]
+    gains = (changed.std(dim=(1, 2, 3)) / inputs.std(dim=(1, 2, 3))).double().numpy()
+    assert gains.min() >= 1 / 1.5 - 1e-4
+    assert gains.max() <= 1.5 + 1e-4
+    assert stats.kstest(np.log(gains), "uniform", args=(-math.log(1.5), 2 * math.log(1.5))).pvalue > 1e-3
+    assert torch.allclose(changed.mean(dim=(1, 2, 3)), inputs.mean(dim=(1, 2, 3)), atol=1e-5)
+
+
+def test_brightness_and_contrast_are_clipped_to_the_range_of_images() -> None:
+    changed = apply(BrightnessContrast(1, 10), images(200))["input"]
+    assert changed.min() == 0
+    assert changed.max() == 1
+
+
+# Erasing.
+
+
+def erased(transform: RandomErasing, count: int = 2000, size: int = 32) -> NDArray[np.bool_]:
+    """(count, size, size): which pixels were erased."""
+    inputs = torch.zeros(count, 2, size, size)
+    changed = apply(transform, inputs)["input"]
+    assert torch.equal(changed[:, 0], changed[:, 1])
+    assert set(changed.unique().tolist()) <= {0.0, 0.5}
+    return (changed[:, 0] != 0).numpy()
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_so_many_images_are_erased(probability: float) -> None:
+    mask = erased(RandomErasing(probability, area=(0.1, 0.2)))
+    assert mask.any(axis=(1, 2)).mean() == pytest.approx(probability, abs=0.04)
+
+
+def test_erased_is_one_rectangle_within_its_bounds() -> None:
+    size, low, high, aspect = 64, 0.05, 0.25, 2.0
+    mask = erased(RandomErasing(1.0, (low, high), aspect), 1000, size)
+    rows, columns = mask.any(axis=2), mask.any(axis=1)
+    heights, widths = rows.sum(axis=1), columns.sum(axis=1)
+    assert np.array_equal(mask, rows[:, :, None] & columns[:, None, :])
+    for extent in (rows, columns):
+        assert (np.diff(extent.astype(int), axis=1, prepend=0) == 1).sum(axis=1).max() == 1
+    # A side of s pixels covers the centres of s - 1 to s + 1 of them.
+    assert ((heights - 1) * (widths - 1)).max() <= high * size**2
+    assert ((heights + 1) * (widths + 1)).min() >= low * size**2
+    assert ((heights - 1) / (widths + 1)).max() <= aspect
+    assert ((widths - 1) / (heights + 1)).max() <= aspect
+    areas = heights * widths / size**2
+    assert areas.mean() == pytest.approx((low + high) / 2, abs=0.01)
+    assert areas.min() < 0.07
+    assert areas.max() > 0.23
+
+
+def test_every_place_of_an_image_may_be_erased() -> None:
+    share = erased(RandomErasing(1.0, (0.05, 0.25)), 3000, 16).mean(axis=0)
+    assert share.min() > 0
+    assert share[8, 8] < 0.5
+    assert np.allclose(share, share[::-1], atol=0.06)
+    assert np.allclose(share, share[:, ::-1], atol=0.06)
+
+
+def test_no_area_erases_nothing_and_the_whole_area_everything() -> None:
+    assert not erased(RandomErasing(1.0, (0, 0)), 50).any()
+    assert erased(RandomErasing(1.0, (1, 1), aspect=1), 50).all()
+
+
+# Normalisation and the pipeline.
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.25), ([0.4, 0.5, 0.6], [0.1, 0.2, 0.3]), (0, 1), (0.1, [1, 2, 3])])
+def test_normalize_by_hand(mean: Any, std: Any) -> None:
+    inputs = images(4, 3)
+    shape = (1, -1, 1, 1)
+    expected = (inputs.numpy() - np.reshape(np.float32(mean), shape)) / np.reshape(np.float32(std), shape)
+    assert np.allclose(apply(Normalize(mean, std), inputs)["input"].numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("std", [0, -1.0, [0.1, 0.0, 0.1]])
+def test_normalize_by_nothing_is_refused(std: Any) -> None:
+    with pytest.raises(UserError, match=r"normalize\.std: .* greater than 0"):
+        Normalize(0.5, std)
+
+
+def test_pipeline_scales_bytes_and_keeps_the_order() -> None:
+    raw = batch_of(torch.arange(16, dtype=torch.uint8).reshape(4, 1, 2, 2) * 17)
+    pipeline = Pipeline([Normalize(1.0, 1.0), Normalize(0.0, 2.0)], 0)
+    expected = (raw["input"].numpy() / np.float32(255) - 1) / 2
+    result = pipeline(raw, np.arange(4))
+    assert np.allclose(result["input"].numpy(), expected, atol=1e-7)
+    other = Pipeline([Normalize(0.0, 2.0), Normalize(1.0, 1.0)], 0)(raw, np.arange(4))
+    assert not torch.equal(other["input"], result["input"])
+
+
+def test_pipeline_leaves_floats_as_they_are() -> None:
+    inputs = images(2) * 300
+    assert torch.equal(Pipeline([], 0)(batch_of(inputs), np.arange(2))["input"], inputs)
+
+
+# Mixup.
+
+
+def test_mixup_partner_is_the_neighbour() -> None:
+    """Image k is all k: a mixed value between 2k and 2k + 1 tells the weight and the partner."""
+    count = 12
+    inputs = torch.arange(count, dtype=torch.float32).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    mixed = apply(Mixup(1.0, 7), inputs, first=40)
+    values = mixed["input"][:, 0, 0, 0]
+    weights = Mixup(1.0)._weights(np.arange(40, 40 + count), SEED)
+    for row in range(count):
+        partner = row ^ 1
+        assert values[row].item() == pytest.approx(weights[row] * row + (1 - weights[row]) * partner, abs=1e-5)
+        expected = np.zeros(7)
+        expected[row % 7] += weights[row]
+        expected[partner % 7] += 1 - weights[row]
+        assert np.allclose(mixed["target"][row].numpy(), expected, atol=1e-6)
+    assert 0.05 < weights.mean() < 0.95
+
+
+def test_mixup_targets_are_distributions() -> None:
+    target = apply(Mixup(0.3, 7), images(64))["target"]
+    assert target.shape == (64, 7)
+    assert torch.allclose(target.sum(dim=1), torch.ones(64), atol=1e-6)
+    assert target.min() >= 0
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])
+def test_mixup_weights_are_beta_distributed(alpha: float) -> None:
+    weights = Mixup(alpha)._weights(np.arange(20_000), SEED).astype(np.float64)
+    beta = stats.beta(alpha, alpha)
+    lower = weights[weights < 0.5]  # near 1 the steps of float32 are coarser than the distribution
+    assert stats.kstest(lower, lambda weight: 2 * beta.cdf(weight)).pvalue > 1e-3
+    for weight in (0.5, 0.75, 0.9, 0.99):
+        assert (weights <= weight).mean() == pytest.approx(beta.cdf(weight), abs=0.015)
+    other = stats.beta(0.7 * alpha, 0.7 * alpha)
+    assert stats.kstest(lower, lambda weight: 2 * other.cdf(weight)).pvalue < 1e-6, "the test would not notice"
+    assert abs(np.corrcoef(weights[:-1], weights[1:])[0, 1]) < 0.03
+
+
+def test_mixup_of_regression_targets() -> None:
+    given = batch_of(images(8))
+    given["target"] = torch.from_numpy(np.random.default_rng(1).normal(size=(8, 3, 2))).float()
+    mixed = Mixup(0.5)(given, np.arange(8), SEED)
+    weights = Mixup(0.5)._weights(np.arange(8), SEED).reshape(8, 1, 1)
+    partners = given["target"].numpy()[[1, 0, 3, 2, 5, 4, 7, 6]]
+    expected = weights * given["target"].numpy() + (1 - weights) * partners
+    assert np.allclose(mixed["target"].numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "first"), [(7, 0), (1, 4), (8, 3)])
+def test_mixup_of_an_odd_share_is_refused(count: int, first: int) -> None:
+    with pytest.raises(UserError, match=r"mixup: .* multiple of 2 x ranks x G_accumulation_steps"):
+        apply(Mixup(0.5, 7), images(count), first)
+
+
+def test_mixup_of_ids_without_class_names_is_refused() -> None:
+    with pytest.raises(UserError, match=r"mixup: .* does not name its classes"):
+        apply(Mixup(0.5), images(4))
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("random_affine", {"flip": 1.5}, "random_affine.flip: 1.5"),
+        ("random_affine", {"flip": -0.1}, "random_affine.flip: -0.1"),
+        ("random_affine", {"rotation": 181}, "random_affine.rotation: 181"),
+        ("random_affine", {"scale": -1}, "random_affine.scale: -1"),
+        ("random_affine", {"shift": 2}, "random_affine.shift: 2"),
+        ("brightness_contrast", {"brightness": 1.1}, "brightness_contrast.brightness: 1.1"),
+        ("brightness_contrast", {"contrast": -0.5}, "brightness_contrast.contrast: -0.5"),
+        ("random_erasing", {"probability": 2}, "random_erasing.probability: 2"),
+        ("random_erasing", {"area": [0.3, 0.1]}, "random_erasing.area[0]: 0.3"),
+        ("random_erasing", {"area": [0.3, 1.1]}, "random_erasing.area[1]: 1.1"),
+        ("random_erasing", {"aspect": 0.5}, "random_erasing.aspect: 0.5"),
+        ("mixup", {"alpha": 0}, "mixup.alpha: 0"),
+        ("mixup", {"alpha": 1.5}, "mixup.alpha: 1.5"),
+        ("mixup", {}, "alpha"),
+        ("normalize", {"mean": 0.5}, "std"),
+        ("random_affine", {"flipp": 0.5}, "flipp"),
+        ("random_affine", {"flip": "0.5"}, "flip"),
+    ],
+)
+def test_bad_argument_is_named(name: str, arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        TRANSFORMS.build(name, arguments)
+    assert named in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_which_transforms_are_random() -> None:
+    assert [name for name in TRANSFORMS if not TRANSFORMS[name].is_random] == ["normalize"]  # type: ignore[attr-defined]
