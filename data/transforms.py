@@ -182,14 +182,14 @@ TRANSFORMS = Table(
 
 
 class Pipeline:
-    """uint8 to [0, 1], then the transforms in the order of the option file."""
+    """uint8 images (the input; in restoration the target too) to [0, 1], then the option file's transforms in order."""
 
     def __init__(self, transforms: Sequence[Transform], seed: int) -> None:
         self._transforms, self._seed = transforms, seed
 
     def __call__(self, batch: Batch, positions: Positions) -> Batch:
-        if batch["input"].dtype == torch.uint8:
-            batch = {**batch, "input": batch["input"].float() / 255}
+        images = {key: batch[key].float() / 255 for key in ("input", "target") if batch[key].dtype == torch.uint8}
+        batch = {**batch, **images}
         for transform in self._transforms:
             batch = transform(batch, positions, self._seed)
         return batch
