@@ -37,8 +37,8 @@ TABLES = {**MODEL_TABLES, **DATA_TABLES, "metric": METRICS}
 
 def train(opt: Options, dist: Dist, stop: StopRequest, option_file: Path, dry_run: bool) -> int:
     """Train until the last iteration, a signal or lost patience; returns the exit status. Collective."""
-    sources = define_datasets(opt, dist)
     with Experiment(opt, dist, option_file, dry_run) as experiment:
+        sources = define_datasets(opt, dist)
         trainer = Trainer(opt, dist, stop, experiment, sources)
         trainer.resume()
         if dry_run:

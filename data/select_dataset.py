@@ -1,6 +1,7 @@
 """From the option file to data sets and loaders: the DATASETS table and everything that feeds ModelPlain."""
 
 import dataclasses
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -112,7 +113,10 @@ def define_datasets(opt: Options, dist: Dist) -> dict[str, DataSource]:
                 )
         return sources
 
-    return dist.main_first(define_all)
+    sources = dist.main_first(define_all)
+    if dist.is_main:
+        _warn_of_shared_samples(sources)
+    return sources
 
 
 def define_train_loader(
@@ -166,6 +170,26 @@ def define_test_loaders(sources: Mapping[str, DataSource], dist: Dist) -> dict[s
 def input_transforms(source: DataSource) -> list[dict[str, Any]]:
     """The deterministic transforms that a network's input needs, as the option file spells them."""
     return [each.model_dump() for each in source.options.transforms if not TRANSFORMS[each.type].is_random]  # type: ignore[attr-defined]
+
+
+def _warn_of_shared_samples(sources: Mapping[str, DataSource]) -> None:
+    """Say how many test inputs stand byte for byte in the training data too: their results are too good."""
+    digests = {name: _input_digests(source.dataset) for name, source in sources.items()}
+    known = set(digests["train"])
+    for name in sorted(digests.keys() - {"train"}):
+        if shared := sum(digest in known for digest in digests[name]):
+            logger.warning(
+                "datasets.%s: %d of its %d inputs also occur in datasets.train, byte for byte.",
+                name, shared, len(digests[name]),
+            )  # fmt: skip
+
+
+def _input_digests(dataset: Dataset) -> list[bytes]:
+    """A hash of each input; of none where samples are not resident and would have to be decoded for it."""
+    if not isinstance(dataset, ResidentDataset):
+        return []
+    inputs = dataset.resident()["input"].flatten(1).numpy()
+    return [hashlib.blake2b(row.data, digest_size=16).digest() for row in inputs]
 
 
 def _transforms(source: DataSource, allow_random: bool = True) -> list[Transform]:

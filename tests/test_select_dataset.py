@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,8 @@ from data.select_dataset import (
 from data.train_stream import TrainStream
 from data.transforms import Batch
 from tests.evaluate_on_ranks import RandomImages
-from tests.helpers import ALL_TRANSFORMS, NORMALIZE, ONE_RANK, tiny_csv, validated
+from tests.fer2013_files import random_faces, row_of, write_csv
+from tests.helpers import ALL_TRANSFORMS, NORMALIZE, ONE_RANK, messages, tiny_csv, validated
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_option import DatasetOptions
@@ -151,6 +153,22 @@ def test_equal_content_under_two_names_is_refused(tiny_options: MakeOptions, tmp
         define_datasets(opt, ONE_RANK)
     other = tiny_csv(tmp_path / "other", seed=1)
     define_datasets(validated(tiny_options(datasets__test={"dataroot": other, "split": "Training"})), ONE_RANK)
+
+
+def test_inputs_that_are_in_both_splits_are_counted(
+    tiny_options: MakeOptions, tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    faces = random_faces(12, seed=1)
+    rows = [row_of(faces[i], i % 7, "Training") for i in range(8)]
+    rows += [row_of(faces[i], i % 7, "PublicTest") for i in (2, 5, 8, 9, 10)]
+    csv = write_csv(tmp_path / "shared.csv", rows)
+    define_datasets(validated(tiny_options(datasets__train__dataroot=csv)), ONE_RANK)
+    assert "datasets.test: 2 of its 5 inputs also occur in datasets.train" in messages(logged.records, logging.WARNING)
+
+
+def test_disjoint_splits_pass_in_silence(tiny_options: MakeOptions, logged: pytest.LogCaptureFixture) -> None:
+    define_datasets(validated(tiny_options()), ONE_RANK)
+    assert "also occur" not in messages(logged.records)
 
 
 def test_the_synthetic_sources_have_arguments_that_can_be_given() -> None:
