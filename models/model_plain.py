@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -94,15 +95,18 @@ class ModelPlain(ModelBase):
         self.optimizer.step()
 
     def update_E(self, current_iter: int) -> None:
-        """Move netE towards netG and copy the buffers; a warm-up of the decay soon forgets the first weights."""
+        """Move netE towards netG; a warm-up of the decay soon forgets the first weights.
+
+        Batch norm statistics are averaged like the weights: those of netG's latest batches belong to other weights.
+        """
         if self.netE is None:
             return
-        averaged, parameters, copied, buffers = self._ema_pairs
+        averaged, sources, copied, counters = self._ema_pairs
         decay = min(self.opt.train.E_decay, (1 + current_iter) / (10 + current_iter))
         with torch.no_grad():
-            torch._foreach_lerp_(averaged, parameters, 1 - decay)
+            torch._foreach_lerp_(averaged, sources, 1 - decay)
             if copied:
-                torch._foreach_copy_(copied, buffers)
+                torch._foreach_copy_(copied, counters)
 
     def prepare(self, micro_batches: Sequence[Batch]) -> None:
         """One throw-away pass before the state is loaded. Collective.
@@ -221,14 +225,17 @@ class ModelPlain(ModelBase):
     def _pair_for_average(
         self,
     ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-        """Lists made once: netE's parameters and netG's, netE's buffers and netG's."""
+        """Lists made once: what of netE is averaged and of which tensors of netG, what is copied and from which."""
         if self.netE is None:
             return [], [], [], []
+        averages = [*self.netE.parameters(), *self.netE.buffers()]
+        sources = [each.detach() for each in (*self.netG.parameters(), *self.netG.buffers())]
+        is_averaged = [source.is_floating_point() for source in sources]  # counters are not
         return (
-            list(self.netE.parameters()),
-            [parameter.detach() for parameter in self.netG.parameters()],
-            list(self.netE.buffers()),
-            list(self.netG.buffers()),
+            list(itertools.compress(averages, is_averaged)),
+            list(itertools.compress(sources, is_averaged)),
+            [average for average, is_float in zip(averages, is_averaged, strict=True) if not is_float],
+            [source for source, is_float in zip(sources, is_averaged, strict=True) if not is_float],
         )
 
     def _reduced_losses(self, current_iter: int) -> list[float]:

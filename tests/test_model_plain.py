@@ -75,8 +75,11 @@ def hand_written(
         with torch.no_grad():
             for averaged, parameter in zip(average.parameters(), net.parameters(), strict=True):
                 averaged.lerp_(parameter, 1 - warm)
-            for copied, buffer in zip(average.buffers(), net.buffers(), strict=True):
-                copied.copy_(buffer)
+            for averaged, buffer in zip(average.buffers(), net.buffers(), strict=True):
+                if buffer.is_floating_point():
+                    averaged.lerp_(buffer, 1 - warm)
+                else:
+                    averaged.copy_(buffer)
     return net, average
 
 
@@ -294,13 +297,18 @@ def test_average_soon_forgets_the_first_weights() -> None:
     assert all(float(averaged.max()) < 0.01 for averaged in model.netE.parameters())
 
 
-def test_buffers_of_the_average_are_those_of_netG() -> None:
-    model = train_on(model_of({"E_decay": 0.9}))
+def test_batch_norm_statistics_are_averaged_like_weights_and_counters_copied() -> None:
+    model = model_of({"E_decay": 0.9})
     assert model.netE is not None
-    ours, theirs = dict(model.netE.named_buffers()), dict(model.netG.named_buffers())
-    assert same_tensors(ours, theirs)
-    assert ours["stem.1.num_batches_tracked"] == NUM_ITERS
-    assert bool(ours["stem.1.running_mean"].any())
+    mean, expected = model.netG.get_buffer("stem.1.running_mean"), np.zeros(4)
+    for current_iter in range(1, 7):
+        train_on(model, current_iter, current_iter)
+        kept = min(0.9, (1 + current_iter) / (10 + current_iter))
+        expected = kept * expected + (1 - kept) * mean.double().numpy()
+    averaged = model.netE.get_buffer("stem.1.running_mean").numpy()
+    assert np.allclose(averaged, expected, atol=1e-6)
+    assert not np.allclose(averaged, mean.numpy(), atol=1e-6)
+    assert model.netE.get_buffer("stem.1.num_batches_tracked") == 6
 
 
 def test_average_does_not_learn_and_is_absent_without_decay() -> None:
