@@ -31,6 +31,7 @@ from utils.utils_option import Options, with_total_iter
 from utils.utils_progress import Progress
 from utils.utils_resume import resume_guarantee
 from utils.utils_signal import StopRequest
+from utils.utils_state_file import load_state
 
 logger = logging.getLogger("longhaul")
 
@@ -64,11 +65,13 @@ class Trainer:
             "batch_size": self.stream.batch_size,
             "num_samples": self.stream.num_samples,
             "dataset": train.dataset.fingerprint,
-            "synthetic": synthetic_notice(sources.values()),
+            "synthetic": train.synthetic_source,
         }
         self._machine_record = machine_record(self.opt, dist)
         self._result: dict[str, MetricValue] = {}
         self._saved_iter = self.start_iter
+        # An earlier launch ended the run and wrote everything.
+        self._was_finished = not self._has_work and dist.on_main(self._final_model_iter) == self.start_iter
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -101,7 +104,7 @@ class Trainer:
 
     def batches(self) -> Iterator[tuple[int, list[Batch]]]:
         """(current_iter, micro-batches) of every iteration left, after the test that a stop may have cut off."""
-        is_pending = self.start_iter > self.progress.last_test_iter and not self._is_finished
+        is_pending = self.start_iter > self.progress.last_test_iter and not self._was_finished
         if is_pending and self.is_due(self.opt.train.checkpoint_test, self.start_iter):
             self.test(self.start_iter)
         if self._has_work and not self._stop.signal_number:
@@ -141,12 +144,11 @@ class Trainer:
 
     def finish(self, current_iter: int) -> int:
         """Save what is left to save, say how it ended, and return the exit status."""
-        is_finished = self._is_finished
-        if not is_finished and not self._result and not self._stop.signal_number:
+        if not self._was_finished and not self._result and not self._stop.signal_number:
             self.test(current_iter)  # an earlier launch tested, but was killed before it wrote final_model.pth
         if self._stop.signal_number:
             return self._finish_interrupted(current_iter)
-        if is_finished:
+        if self._was_finished:
             logger.info("Nothing is left to do: the run ended at iteration %s.", f"{current_iter:,}")
         else:
             self.save(current_iter, "final")
@@ -159,10 +161,11 @@ class Trainer:
     def _has_work(self) -> bool:
         return self.start_iter < self.total_iter and not self.is_out_of_patience
 
-    @property
-    def _is_finished(self) -> bool:
-        """Whether an earlier launch ended the run and wrote everything."""
-        return self._dist.on_main(lambda: (self._experiment.models / "final_model.pth").exists()) and not self._has_work
+    def _final_model_iter(self) -> int | None:
+        try:
+            return int(load_state(self._experiment.models / "final_model.pth")["iter"])
+        except (UserError, KeyError, TypeError):
+            return None  # none yet, or not ours
 
     def _finish_interrupted(self, current_iter: int) -> int:
         # The peers may be gone any moment: from here on rank 0 needs nobody.
@@ -170,11 +173,14 @@ class Trainer:
         self.save(current_iter, "interrupt")
         self._experiment.finish("PREEMPTED")
         name = signal.Signals(self._stop.signal_number).name
+        if self._experiment.save_failed:
+            logger.error("Stopped by %s, but iteration %s could not be saved.", name, f"{current_iter:,}")
+            return 1
         logger.info(
             "Stopped by %s and saved at iteration %s, %.1f s after the signal. Launch the same command again to go on.",
             name, f"{current_iter:,}", self._stop.seconds_since_signal,
         )  # fmt: skip
-        return 1 if self._experiment.save_failed else 128 + self._stop.signal_number
+        return 128 + self._stop.signal_number
 
     def _judge(self, current_iter: int, result: dict[str, MetricValue]) -> None:
         self._result = result

@@ -67,6 +67,11 @@ class DataSource:
     synthetic: str | None
 
     @property
+    def synthetic_source(self) -> str | None:
+        """The name of the synthetic source in use, or None."""
+        return self.options.fallback.dataset_type if self.synthetic and self.options.fallback else None
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """The classes in the order of their ids; empty where targets are no classes."""
         return tuple(getattr(self.dataset, "class_names", ()))

@@ -13,6 +13,10 @@ from utils.utils_error import UserError
 
 T = TypeVar("T")
 
+# Groups stay referenced until the process ends. A gloo group joins its threads when its last reference goes, and holds
+# the GIL that they may still need to drop the last collective: a deadlock. At exit they are idle.
+_groups: list[Any] = []
+
 
 @dataclasses.dataclass(frozen=True)
 class Dist:
@@ -118,6 +122,8 @@ def process_group(num_threads: int | None = None) -> Iterator[Dist]:
         yield Dist(device=device, num_threads=threads)
         return
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    control = torch.distributed.new_group(backend="gloo")
+    _groups.extend([torch.distributed.group.WORLD, control])
     try:
         yield Dist(
             rank=torch.distributed.get_rank(),
@@ -126,7 +132,7 @@ def process_group(num_threads: int | None = None) -> Iterator[Dist]:
             local_world_size=local_world_size,
             device=device,
             num_threads=threads,
-            control=torch.distributed.new_group(backend="gloo"),
+            control=control,
         )
     finally:
         leave_process_group()

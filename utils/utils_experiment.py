@@ -164,7 +164,9 @@ class Experiment:
         bar = self.opt.log.progress_bar
         self.log = RunLog(self.folder, self.opt.log.tensorboard, sys.stderr.isatty() if bar == "auto" else bar)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # none yet, or not ours
-            self._began_at = json.loads((self.folder / "status.json").read_text(encoding="utf-8")).get("began_at_iter")
+            status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
+            self._began_at = status.get("began_at_iter")
+            self._last_committed = status.get("last_committed_iter", 0)
 
     def _write_status(self, state: str) -> None:
         content = {
