@@ -137,7 +137,7 @@ class CheckpointFolder:
         return manifest
 
     def _check_free_space(self, states: Mapping[str, Any]) -> None:
-        needed = int(_FREE_SPACE_FACTOR * sum(tensor.nbytes for tensor in tensors_in(states)))
+        needed = int(_FREE_SPACE_FACTOR * sum(tensor.nbytes for _, tensor in tensors_in(states)))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise OSError(

@@ -7,7 +7,8 @@ import dataclasses
 import hashlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,21 +86,19 @@ def write_state(file: IO[bytes], name: str, state: Any) -> FileRecord:
 
 
 def check_finite(name: str, state: Any) -> None:
-    """Raise FloatingPointError if any tensor of `state` holds NaN or infinity."""
-    for tensor in tensors_in(state):
+    """Raise FloatingPointError, naming the first tensor of `state` that holds NaN or infinity."""
+    for place, tensor in tensors_in(state):
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise FloatingPointError(f"{name} would hold non-finite values; it was not saved")
+            raise FloatingPointError(f"{name} would hold non-finite values in {place or 'it'}; it was not saved")
 
 
-def tensors_in(state: Any) -> list[torch.Tensor]:
-    """All tensors of nested mappings, lists and tuples."""
+def tensors_in(state: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """(dotted place, tensor) of all tensors in nested mappings, lists and tuples."""
     if isinstance(state, torch.Tensor):
-        return [state]
-    if isinstance(state, Mapping):
-        return [tensor for value in state.values() for tensor in tensors_in(value)]
-    if isinstance(state, (list, tuple)):
-        return [tensor for value in state for tensor in tensors_in(value)]
-    return []
+        yield place, state
+    elif isinstance(state, (Mapping, list, tuple)):
+        for key, value in state.items() if isinstance(state, Mapping) else enumerate(state):
+            yield from tensors_in(value, f"{place}.{key}" if place else str(key))
 
 
 def crc_damage(path: Path) -> str | None:
@@ -107,6 +106,6 @@ def crc_damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        return f"{path.name} is not a whole file ({error})"
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
+        return f"{path.name} is not a whole file ({error})"  # a damaged directory raises many things
     return f"{path.name}: the checksum of {damaged} does not hold" if damaged else None
