@@ -1,0 +1,173 @@
+"""main_train.py with accidents at definite places: `run_and_stop.py [ACCIDENT ...] -- <arguments of main_train.py>`.
+
+An accident is JSON: {"place", "iter", "signal" or "fail", "rank", "to"}; it happens once, on that rank (0 by default).
+A signal goes to the process itself, or "to" its "launcher" or its "group" (the trainer and its loader workers).
+It waits until the file "committed" exists, if there is one, because sets are written in the background.
+Places: "step" (the update of that iteration is done), "test" (its test has begun), "commit" (its set is committed),
+"rename" (before rename number "count", from 1, of its set), "model" (before the file "name" is written).
+"forget" names what a resume leaves out: "optimizerG", "E", "buffers", "position", "progress" or "prepare".
+"""
+
+import functools
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import main_train
+import trainer
+import utils.utils_experiment
+import utils.utils_file
+from models.model_plain import ModelPlain
+from trainer import Trainer
+from utils.utils_checkpoint import CheckpointFolder, ResumePoint
+from utils.utils_progress import Progress
+
+Accident = dict[str, Any]
+
+
+def before(owner: Any, name: str, happen: Callable[..., None]) -> None:
+    """Call `happen` with the arguments of every call of `owner.name` before it."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        happen(*args, **kwargs)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+def after(owner: Any, name: str, happen: Callable[..., None]) -> None:
+    """Call `happen` with the arguments of every call of `owner.name` after it."""
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        happen(*args, **kwargs)
+        return result
+
+    setattr(owner, name, wrapped)
+
+
+def strike(accident: Accident) -> None:
+    """Let the accident happen, once."""
+    if accident.pop("has_happened", False) or int(os.environ.get("RANK", "0")) != accident.get("rank", 0):
+        return
+    accident["has_happened"] = True
+    while "committed" in accident and not Path(accident["committed"]).exists():
+        time.sleep(0.001)
+    if "fail" in accident:
+        raise OSError(28, accident["fail"])
+    if accident.get("to") == "group":
+        os.killpg(os.getpgrp(), accident["signal"])
+    else:
+        os.kill(os.getppid() if accident.get("to") == "launcher" else os.getpid(), accident["signal"])
+
+
+def arm(accident: Accident) -> None:
+    """Patch the place where the accident is to happen."""
+    place, iteration = accident.get("place"), accident.get("iter")
+    current = {"test": 0, "commit": 0, "renames": 0}
+
+    def at_step(_model: ModelPlain, current_iter: int) -> None:
+        if current_iter == iteration:
+            strike(accident)
+
+    def testing_begins(_trainer: Trainer, current_iter: int) -> None:
+        current["test"] = current_iter
+
+    def at_test_batch(*_args: Any) -> None:
+        if current["test"] == iteration:
+            strike(accident)
+
+    def commit_begins(_folder: CheckpointFolder, _states: Any, manifest: Any, _keep: int) -> None:
+        current.update(commit=manifest.iteration, renames=0)
+        if place == "commit" and "fail" in accident and manifest.iteration == iteration:
+            strike(accident)
+
+    def commit_ends(_folder: CheckpointFolder, _states: Any, manifest: Any, _keep: int) -> None:
+        if manifest.iteration == iteration:
+            strike(accident)
+        current["commit"] = 0
+
+    def at_rename(*_args: Any) -> None:
+        current["renames"] += 1
+        if current["commit"] == iteration and current["renames"] == accident["count"]:
+            strike(accident)
+
+    def at_model(path: Path, _content: Any) -> None:
+        if path.name == accident["name"]:
+            strike(accident)
+
+    if "forget" in accident:
+        forget(accident["forget"])
+    elif place == "step":
+        after(ModelPlain, "update_E", at_step)
+    elif place == "test":
+        before(Trainer, "test", testing_begins)
+        before(ModelPlain, "test", at_test_batch)
+    elif place == "commit":
+        before(CheckpointFolder, "commit", commit_begins)
+        if "fail" not in accident:
+            after(CheckpointFolder, "commit", commit_ends)
+    elif place == "rename":
+        before(CheckpointFolder, "commit", commit_begins)
+        before(utils.utils_file.os, "replace", at_rename)
+    elif place == "model":
+        before(utils.utils_experiment, "write_model", at_model)
+    else:
+        raise ValueError(f"no such place: {place}")
+
+
+def forget(piece: str) -> None:
+    """Sabotage the resume: one piece of the state stays as a fresh run has it."""
+
+    def lose_state(model: ModelPlain, _resume: ResumePoint | None) -> None:
+        if piece == "optimizerG":
+            model.optimizer.state.clear()
+        elif piece == "E" and model.netE is not None:
+            model.netE.load_state_dict(model.netG.state_dict())
+        elif piece == "buffers":
+            for net in (model.netG, model.netE):
+                for buffer in net.buffers() if net is not None else ():
+                    buffer.zero_()
+
+    def lose_progress(launch: Trainer) -> None:
+        launch.progress = Progress()
+
+    def from_the_start(source: Any, stream: Any, dist: Any, seed: int, start_iter: int, num: int) -> Any:
+        again = original(source, stream, dist, seed, 0, num)
+        return ((number, batches) for number, (_, batches) in enumerate(again, start_iter + 1))
+
+    if piece == "prepare":
+        ModelPlain.prepare = lambda *_: None  # type: ignore[method-assign]
+    elif piece == "progress":
+        after(Trainer, "resume", lose_progress)
+    elif piece == "position":
+        original = trainer.define_train_loader
+        trainer.define_train_loader = from_the_start
+    else:
+        after(ModelPlain, "load", lose_state)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Arm the accidents before "--" and run main_train.py with what follows; returns its exit status."""
+    split = list(arguments).index("--")
+    for text in arguments[:split]:
+        arm(json.loads(text))
+    sys.argv = ["main_train.py", *arguments[split + 1 :]]
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more workers than cores
+    return main_train.main()
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,246 @@
+"""What a launch answers: exit status, one clear message, and what it leaves in the folder."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import changed
+from tests.run_helpers import PROJECT, Run, RunServer, kill, run_options, server, wait_until
+
+__all__ = ["server"]  # a fixture
+
+NewRun = Callable[..., Run]
+
+
+@pytest.fixture
+def new_run(server: RunServer, tmp_path: Path) -> NewRun:
+    options = run_options(tmp_path, val__metrics=[], val__best_metric="loss", val__best_mode="min")
+    return lambda name="run", **changes: Run(server, tmp_path / name, changed(options, **changes))
+
+
+def everything(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("train.G_optimizer_lr=fast", "train.G_optimizer_lr"),
+        ("train.G_optimiser_lr=0.1", "G_optimizer_lr"),
+        ("netG.net_type=fer_restnet", "fer_resnet"),
+        ("netG.width=[8]", "widths"),
+        ("train.G_accumulation_steps=3", "G_accumulation_steps: 3 does not divide"),
+        ("datasets.train.dataloader_batch_size=21", "21 is more than the 20 training samples"),
+        ("datasets.train.dataroot=/nowhere/fer2013.csv", "/nowhere/fer2013.csv"),
+        ("val.best_metric=accuracy", "accuracy"),
+        ("path.pretrained_netG=/nowhere/5_G.pth", "/nowhere/5_G.pth: no such file"),
+    ],
+)
+def test_a_wrong_option_is_2_and_one_message(new_run: NewRun, override: str, named: str) -> None:
+    ended = new_run().launch("--set", override)
+    assert ended.status == 2
+    assert named in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_several_mistakes_are_said_at_once(new_run: NewRun) -> None:
+    ended = new_run().launch("--set", "train.amp=fp8", "--set", "netG.net_type=x", "--set", "train.max_to_keep=1")
+    assert ended.status == 2
+    assert all(path in ended.output for path in ("train.amp", "netG.net_type", "train.max_to_keep"))
+
+
+def test_without_an_option_file_the_usage_is_shown(server: RunServer) -> None:
+    launched = server.start(["--"])
+    assert launched.wait() == 2
+    assert "-opt FILE is missing" in launched.output
+
+
+def test_a_missing_option_file_is_named(server: RunServer, tmp_path: Path) -> None:
+    launched = server.start(["--", "-opt", str(tmp_path / "no.json")])
+    assert launched.wait() == 2
+    assert "no.json" in launched.output
+    assert "Traceback" not in launched.output
+
+
+def test_the_schema_is_printed_and_is_the_one_in_options(server: RunServer) -> None:
+    launched = server.start(["--", "--schema"])
+    assert launched.wait() == 0, launched.output
+    printed = json.loads(launched.output)
+    assert {"task", "datasets", "netG", "train"} <= printed["properties"].keys()
+    assert printed == json.loads((PROJECT / "options" / "schema.json").read_text())
+
+
+def test_a_dry_run_says_the_plan_and_writes_nothing(new_run: NewRun) -> None:
+    run = new_run()
+    ended = run.launch("--dry_run")
+    assert ended.status == 0
+    assert "iteration 1 of 12" in ended.output
+    assert not run.folder.exists()
+    assert run.launch("--set", "train.total_iter=4").status == 0
+    before = everything(run.folder)
+    ended = run.launch("--dry_run")
+    assert ended.status == 0
+    assert "4_G.pth" in ended.output
+    assert everything(run.folder) == before
+
+
+def test_a_dry_run_refuses_wrong_options(new_run: NewRun) -> None:
+    assert new_run().launch("--dry_run", "--set", "train.amp=fp8").status == 2
+
+
+def test_a_loss_that_is_not_finite_is_1_and_leaves_the_older_sets(new_run: NewRun) -> None:
+    run = new_run(train__G_scheduler_type="Constant")
+    assert run.launch(accidents=[kill("step", 5, signal.SIGTERM)]).status == 143
+    before = {name: content for name, content in run.files().items() if name[0] in "45"}
+    ended = run.launch("--set", "train.G_optimizer_lr=1e30", "--set", "train.G_optimizer_type=sgd")
+    assert ended.status == 1
+    assert "the loss of iteration 7 is nan" in ended.output
+    assert "Traceback" not in ended.output
+    assert {name: content for name, content in run.files().items() if name[0] in "45"} == before
+    assert run.committed() == [4, 5]
+    assert run.status()["state"] == "FAILED"
+    assert run.status()["last_committed_iter"] == 5
+    assert run.launch().status == 0
+
+
+def test_all_ranks_stop_at_a_loss_that_is_not_finite(new_run: NewRun) -> None:
+    run = new_run(train__G_scheduler_type="Constant", train__G_optimizer_clipgrad=None)
+    ended = run.launch("--set", "train.G_optimizer_lr=1e30", "--set", "train.G_optimizer_type=sgd", num_ranks=2)
+    assert ended.statuses == [1, 1]
+    assert "the loss of iteration 2 is nan" in ended.output
+    assert run.committed() == []
+
+
+@pytest.mark.long
+def test_failing_ranks_always_end(new_run: NewRun) -> None:
+    """Gloo's threads may still be dropping the last collective when a rank drops the group; no run may hang there."""
+    changes = {
+        "G_scheduler_type": "Constant",
+        "G_optimizer_type": "sgd",
+        "G_optimizer_lr": 1e30,
+        "G_optimizer_clipgrad": 0,
+    }
+    for number in range(60):
+        run = new_run(f"run {number}", **{f"train__{key}": value for key, value in changes.items()})
+        assert run.launch(num_ranks=2).statuses == [1, 1]
+
+
+def test_a_second_launch_in_the_folder_is_2_names_the_holder_and_writes_nothing(new_run: NewRun) -> None:
+    run = new_run()
+    (first,) = run.start(accidents=[kill("step", 6, signal.SIGSTOP)])
+    try:
+        wait_until(lambda: is_stopped(first.pid), 60, lambda: first.output)
+        before = everything(run.folder)
+        second = run.launch()
+        assert everything(run.folder) == before
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert second.status == 2
+    assert f'"pid": {first.pid}' in second.output
+    assert "another trainer is running in this folder" in second.output
+    assert "Traceback" not in second.output
+    assert first.wait() == 0
+    assert run.committed() == [4, 8, 12]
+
+
+def test_a_second_launch_is_refused_on_every_rank(new_run: NewRun) -> None:
+    run = new_run()
+    (first,) = run.start(accidents=[kill("step", 6, signal.SIGSTOP)])
+    try:
+        wait_until(lambda: is_stopped(first.pid), 60, lambda: first.output)
+        assert run.launch(num_ranks=2).statuses == [2, 2]
+    finally:
+        first.kill()
+    assert first.wait() == -signal.SIGKILL
+    assert run.launch().status == 0
+
+
+def test_a_save_that_fails_in_the_middle_is_logged_and_training_goes_on(new_run: NewRun) -> None:
+    run = new_run()
+    ended = run.launch(accidents=[{"place": "commit", "iter": 8, "fail": "No space left on device"}])
+    assert ended.status == 0
+    assert "No space left on device" in ended.output
+    assert run.committed() == [4, 12]
+
+
+def test_a_last_save_that_fails_is_1_and_the_next_launch_makes_up_for_it(new_run: NewRun) -> None:
+    run, whole = new_run(), new_run("whole")
+    assert run.launch(accidents=[{"place": "commit", "iter": 12, "fail": "No space left on device"}]).status == 1
+    assert run.committed() == [4, 8]
+    assert run.status()["last_committed_iter"] == 8
+    assert run.launch().status == 0
+    assert whole.launch().status == 0
+    assert run.hashes(12) == whole.hashes(12)
+
+
+def test_a_stop_that_cannot_be_saved_is_1_and_claims_no_save(new_run: NewRun) -> None:
+    run = new_run()
+    full = {"place": "commit", "iter": 6, "fail": "No space left on device"}
+    ended = run.launch(accidents=[kill("step", 6, signal.SIGTERM), full])
+    assert ended.status == 1
+    assert "No space left on device" in ended.output
+    assert "saved at iteration 6" not in ended.output
+    assert run.status()["last_committed_iter"] == 4
+    assert run.launch().status == 0
+
+
+def test_damaged_sets_are_passed_over_and_the_run_ends_alike(new_run: NewRun) -> None:
+    run, whole = new_run(), new_run("whole")
+    assert run.launch(accidents=[kill("step", 9, signal.SIGKILL)]).status == -9
+    assert run.committed() == [4, 8]
+    data = bytearray((run.models / "8_G.pth").read_bytes())
+    data[len(data) // 2] ^= 1
+    (run.models / "8_G.pth").write_bytes(data)
+    again = run.launch()
+    assert again.status == 0
+    assert "8_G.pth" in again.output
+    assert "resumed from iteration 4" in again.output
+    assert (run.models / "quarantine" / "8_G.pth").read_bytes() == data
+    assert whole.launch().status == 0
+    assert run.hashes(12) == whole.hashes(12)
+
+
+def test_nothing_but_damaged_sets_is_2(new_run: NewRun) -> None:
+    run = new_run()
+    assert run.launch("--set", "train.total_iter=4").status == 0
+    (run.models / "4_E.pth").write_bytes(b"damaged")
+    ended = run.launch()
+    assert ended.status == 2
+    assert "none of the 1 checkpoint sets verifies" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_a_refused_launch_does_not_forget_what_is_committed(new_run: NewRun) -> None:
+    run = new_run()
+    assert run.launch("--set", "train.total_iter=4").status == 0
+    many_valued = ("--set", 'val.metrics=["confusion_matrix"]', "--set", "val.best_metric=confusion_matrix")
+    refused = run.launch(*many_valued, "--set", "val.best_mode=max")
+    assert refused.status == 2
+    assert "confusion_matrix is not a single number" in refused.output
+    assert run.status()["last_committed_iter"] == 4
+
+
+def test_two_ranks_refuse_wrong_options_together(new_run: NewRun) -> None:
+    ended = new_run().launch("--set", "datasets.train.dataloader_batch_size=7", num_ranks=2)
+    assert ended.statuses == [2, 2]
+    assert "7 is not divisible by 2 ranks" in ended.output
+    assert ended.outputs[1] == ""
+
+
+def test_synthetic_data_is_said_loudly(new_run: NewRun, tmp_path: Path) -> None:
+    fallback: dict[str, Any] = {"dataset_type": "synthetic_faces", "num_training": 24, "num_public_test": 8}
+    run = new_run(datasets__train__dataroot=str(tmp_path / "no.csv"), datasets__train__fallback=fallback)
+    ended = run.launch("--set", "train.total_iter=4")
+    assert ended.status == 0, ended.output
+    for text in (ended.output, run.log()):
+        assert "SYNTHETIC DATA" in text
+    assert run.model("final_model.pth")["synthetic"]

@@ -1,0 +1,250 @@
+"""The experiment folder: its lock, its status, its saved options, and what it saves."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import ONE_RANK, TABLES, changed, messages, tiny_option_mapping, validated, write_options
+from utils import utils_experiment, utils_option
+from utils.utils_dist import Dist
+from utils.utils_error import UserError
+from utils.utils_experiment import Experiment, machine_record
+from utils.utils_progress import Progress
+
+PARTS = ("G", "optimizerG")
+MACHINE = {"ranks": 1}
+
+
+@pytest.fixture
+def make(tmp_path: Path, logged: pytest.LogCaptureFixture) -> Callable[..., Experiment]:
+    """An experiment in tmp_path/root/tiny; changes of options as tiny_options takes them."""
+    assert logged is not None
+    options = tiny_option_mapping(tmp_path / "root", str(tmp_path / "no.csv"))
+
+    def make(dist: Dist = ONE_RANK, dry_run: bool = False, **changes: Any) -> Experiment:
+        return Experiment(validated(changed(options, **changes)), dist, Path("options/my run.json"), dry_run)
+
+    return make
+
+
+def status(experiment: Experiment) -> tuple[str, int]:
+    """State and last committed iteration, as status.json says."""
+    content = json.loads((experiment.folder / "status.json").read_text())
+    return content["state"], content["last_committed_iter"]
+
+
+def save(experiment: Experiment, iteration: int, value: float = 1.0) -> None:
+    states = {part: {"weight": torch.tensor([value])} for part in PARTS}
+    experiment.save_set(iteration, 0, "periodic", Progress(0.5, 2, 1, 3), states, {"seed": 0}, MACHINE)
+    assert experiment.save_failed == (value != value)
+
+
+def everything(folder: Path) -> dict[str, float]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_the_folder_is_root_and_task(tmp_path: Path, make: Callable[..., Experiment]) -> None:
+    with make() as experiment:
+        assert experiment.folder == tmp_path / "root" / "tiny"
+        experiment.find_resume_point(PARTS)
+        names = {path.name for path in experiment.folder.iterdir()}
+    assert {"models", "options", ".lock", "status.json", "train.log"} <= names
+
+
+def test_a_relative_root_is_relative_to_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., Experiment]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = make(path__root="experiments")
+    assert experiment.folder == Path(utils_experiment.__file__).resolve().parent.parent / "experiments" / "tiny"
+
+
+@pytest.mark.parametrize("end", ["DONE", "PREEMPTED"])
+def test_status_of_a_run_that_ends(make: Callable[..., Experiment], end: str) -> None:
+    with make() as experiment:
+        experiment.find_resume_point(PARTS)
+        assert status(experiment) == ("RUNNING", 0)
+        save(experiment, 4)
+        assert status(experiment) == ("RUNNING", 4)
+        experiment.finish(end)
+    assert status(experiment) == (end, 4)
+
+
+def test_status_of_a_run_that_fails(make: Callable[..., Experiment]) -> None:
+    experiment = make()
+
+    def fail() -> None:
+        with experiment:
+            save(experiment, 4)
+            raise RuntimeError("the reason")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert status(experiment) == ("FAILED", 4)
+    assert "the reason" in (experiment.folder / "train.log").read_text()
+
+
+def test_status_of_a_relaunch_knows_the_set_that_is_there(make: Callable[..., Experiment]) -> None:
+    with make() as experiment:
+        save(experiment, 4)
+    with make() as experiment:
+        experiment.find_resume_point(PARTS)
+        assert status(experiment) == ("RUNNING", 4)
+    assert status(experiment)[1] == 4
+
+
+def test_a_first_set_that_a_kill_left_without_manifest_is_set_aside(make: Callable[..., Experiment]) -> None:
+    with make() as experiment:
+        experiment.find_resume_point(PARTS)
+        save(experiment, 4)
+    (experiment.models / "4_manifest.json").unlink()
+    with make() as experiment:
+        assert experiment.find_resume_point(PARTS) is None
+        assert (experiment.models / "quarantine" / "4_G.pth").exists()
+
+
+def test_files_of_kair_are_resumed_from_also_by_the_second_launch(make: Callable[..., Experiment]) -> None:
+    with make() as experiment:
+        for part in PARTS:
+            torch.save({"weight": torch.ones(1)}, experiment.models / f"5000_{part}.pth")
+    (experiment.folder / "status.json").unlink(missing_ok=True)
+    for _ in range(2):
+        with make() as experiment:
+            point = experiment.find_resume_point(PARTS)
+            assert point is not None
+            assert (point.iteration, point.manifest) == (5000, None)
+            assert status(experiment) == ("RUNNING", 5000)
+
+
+def test_a_failed_save_is_known_and_does_not_count_as_committed(make: Callable[..., Experiment]) -> None:
+    with make() as experiment:
+        save(experiment, 4)
+        save(experiment, 8, float("nan"))
+        assert experiment.save_failed
+        experiment.finish("DONE")
+    assert status(experiment)[1] == 4
+
+
+def test_what_is_saved_is_found_again_with_its_progress(make: Callable[..., Experiment]) -> None:
+    with make() as experiment:
+        assert experiment.find_resume_point(PARTS) is None
+        save(experiment, 4)
+        save(experiment, 8)
+    with make() as experiment:
+        point = experiment.find_resume_point(PARTS)
+        assert point is not None
+        assert point.manifest is not None
+        assert (point.iteration, point.manifest.reason) == (8, "periodic")
+        assert Progress(**point.manifest.progress) == Progress(0.5, 2, 1, 3)
+        assert point.manifest.stream == {"seed": 0}
+        assert point.manifest.machine == MACHINE
+
+
+def test_saved_options_reproduce_the_launch(tmp_path: Path, make: Callable[..., Experiment]) -> None:
+    with make(train__total_epochs=3, train__G_optimizer_lr=0.125) as experiment:
+        experiment.save_options()
+    (path,) = (experiment.folder / "options").glob("*.json")
+    assert path.name.startswith("my run_")
+    assert utils_option.parse(path, (), TABLES) == experiment.opt
+    other = changed(tiny_option_mapping(tmp_path / "root", str(tmp_path / "no.csv")), train__G_optimizer_lr=0.25)
+    assert utils_option.parse(write_options(other, tmp_path / "o.json"), (), TABLES) != experiment.opt
+
+
+def test_two_launches_within_a_second_save_two_option_files(make: Callable[..., Experiment]) -> None:
+    for _ in range(3):
+        with make() as experiment:
+            experiment.save_options()
+    assert len(list((experiment.folder / "options").glob("my run_*.json"))) == 3
+
+
+def test_changes_are_those_since_the_last_launch_that_trained(make: Callable[..., Experiment]) -> None:
+    with make() as experiment:
+        assert experiment.option_changes() == []
+        experiment.save_options()
+    with make() as experiment:
+        assert experiment.option_changes() == []
+        experiment.save_options()
+    with make(train__G_optimizer_lr=0.5):
+        pass  # refused before it trained
+    with make(train__G_optimizer_lr=0.5, train__total_iter=7) as experiment:
+        assert experiment.option_changes() == ["train.G_optimizer_lr: 0.01 -> 0.5", "train.total_iter: 6 -> 7"]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, make: Callable[..., Experiment]) -> None:
+    with make(Dist(rank=1, world_size=2)) as experiment:
+        experiment.save_set(4, 0, "periodic", Progress(), {"G": {}}, {}, MACHINE)
+        experiment.save_model("best_model.pth", {})
+        experiment.save_options()
+        experiment.log.start(0, 10)
+        experiment.log.training(2, 0, 0.1, {"G_loss": 1.0}, 8)
+        experiment.finish("DONE")
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, make: Callable[..., Experiment]) -> None:
+    with make(dry_run=True) as experiment:
+        assert experiment.find_resume_point(PARTS) is None
+        experiment.save_options()
+    assert not (tmp_path / "root").exists()
+    with make() as experiment:
+        save(experiment, 4)
+        save(experiment, 8)
+    (experiment.models / "8_G.pth").write_bytes(b"damaged")
+    before = everything(tmp_path)
+    with make(dry_run=True) as experiment:
+        experiment.find_resume_point(PARTS)
+    assert everything(tmp_path) == before
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(make: Callable[..., Experiment]) -> None:
+    with make() as experiment:
+        save(experiment, 4)
+    mine = [experiment.models / ".hidden", experiment.models / "8_G.pth.tmp", experiment.folder / "notes.tmp"]
+    left = [
+        experiment.models / ".8_G.pth.4711.tmp",
+        experiment.folder / ".status.json.4711.tmp",
+        experiment.folder / "options" / ".a.json.1.tmp",
+    ]
+    for path in (*mine, *left):
+        path.write_text("x")
+    with make() as experiment:
+        assert all(path.exists() for path in mine)
+        assert not any(path.exists() for path in left)
+        assert experiment.find_resume_point(PARTS) is not None
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, make: Callable[..., Experiment]) -> None:
+    (tmp_path / "root").write_text("a file")
+    with pytest.raises(UserError, match=r"path\.root.*cannot be written"), make():
+        pass
+
+
+def test_a_status_that_cannot_be_written_ends_no_run(
+    make: Callable[..., Experiment], logged: pytest.LogCaptureFixture
+) -> None:
+    with make() as experiment:
+        (experiment.folder / "status.json").mkdir()
+        save(experiment, 4)
+        assert (experiment.models / "4_manifest.json").exists()
+    assert "status.json could not be written" in messages(logged.records, logging.ERROR)
+
+
+def test_a_model_is_written_beside_the_sets(make: Callable[..., Experiment]) -> None:
+    with make() as experiment:
+        experiment.save_model("best_model.pth", {"iter": 4, "model_state_dict": {"weight": torch.ones(2)}})
+        experiment.finish("DONE")
+        assert torch.load(experiment.models / "best_model.pth", weights_only=True)["iter"] == 4
+
+
+def test_the_machine_record_names_what_decides_the_floats(make: Callable[..., Experiment]) -> None:
+    record = machine_record(make(train__amp="bf16").opt, Dist(world_size=4, num_threads=3))
+    assert record["ranks"] == 4
+    assert record["threads per rank"] == 3
+    assert record["torch"] == torch.__version__
+    assert record["amp"] == "bf16"
+    assert record == json.loads(json.dumps(record))

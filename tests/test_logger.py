@@ -1,0 +1,225 @@
+"""metrics.csv over many launches, and the log of one."""
+
+import csv
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import messages
+from utils.utils_logger import MetricsFile, RunLog, duration, print_block, start_console
+
+FIXED = ["iter", "epoch", "split", "lr", "G_loss", "images_per_s"]
+CLASSES = ("cat", "dog")
+
+
+def row(iteration: int, **values: Any) -> dict[str, Any]:
+    return {"iter": iteration, "epoch": 0, "split": "train", "lr": 0.1, **values}
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def header(path: Path) -> list[str]:
+    return path.read_text().splitlines()[0].split(",")
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.csv"
+
+
+def test_rows_are_appended_over_launches(metrics: Path) -> None:
+    MetricsFile(metrics).append(row(1, G_loss=2.0))
+    again = MetricsFile(metrics)
+    again.append(row(2, G_loss=1.5))
+    again.append(row(3, G_loss=1.0))
+    assert header(metrics) == FIXED
+    assert [(each["iter"], each["G_loss"]) for each in read(metrics)] == [("1", "2.0"), ("2", "1.5"), ("3", "1.0")]
+
+
+def test_nothing_is_written_before_the_first_row(metrics: Path) -> None:
+    MetricsFile(metrics)
+    assert not metrics.exists()
+
+
+def test_a_row_is_in_the_file_when_append_returns(metrics: Path) -> None:
+    file = MetricsFile(metrics)
+    for number in range(1, 4):
+        file.append(row(number))
+        assert len(read(metrics)) == number
+        assert metrics.read_bytes().endswith(b"\n")
+
+
+def test_a_later_row_of_the_same_iteration_is_kept_beside_the_earlier_one(metrics: Path) -> None:
+    MetricsFile(metrics).append(row(1, G_loss=2.0))
+    MetricsFile(metrics).append(row(1, G_loss=1.0))
+    assert [each["G_loss"] for each in read(metrics)] == ["2.0", "1.0"]  # readers take the last
+
+
+def test_a_new_metric_adds_a_column_to_all_rows(metrics: Path) -> None:
+    file = MetricsFile(metrics)
+    file.append(row(1, G_loss=2.0))
+    file.append(row(2, accuracy=0.5, recall_cat=0.25))
+    MetricsFile(metrics).append(row(3, G_loss=1.0, macro_f1=0.75))
+    assert header(metrics) == [*FIXED, "accuracy", "recall_cat", "macro_f1"]
+    assert [each["accuracy"] for each in read(metrics)] == ["", "0.5", ""]
+    assert [each["macro_f1"] for each in read(metrics)] == ["", "", "0.75"]
+    assert [each["G_loss"] for each in read(metrics)] == ["2.0", "", "1.0"]
+
+
+@pytest.mark.parametrize("num_lost", [2, 5, 20])
+def test_a_torn_last_line_is_dropped_and_the_file_goes_on(metrics: Path, num_lost: int) -> None:
+    file = MetricsFile(metrics)
+    file.append(row(1, G_loss=2.0))
+    file.append(row(2, G_loss=1.23456789))
+    metrics.write_bytes(metrics.read_bytes()[:-num_lost])
+    again = MetricsFile(metrics)
+    assert [each["iter"] for each in read(metrics)] == ["1"]
+    again.append(row(3, G_loss=1.0))
+    assert [(each["iter"], each["G_loss"]) for each in read(metrics)] == [("1", "2.0"), ("3", "1.0")]
+
+
+@pytest.mark.parametrize("content", ["", "iter,epo", "\n"])
+def test_a_torn_header_is_repaired(metrics: Path, content: str) -> None:
+    metrics.write_text(content)
+    MetricsFile(metrics).append(row(1, G_loss=2.0))
+    assert header(metrics) == FIXED
+    assert [each["iter"] for each in read(metrics)] == ["1"]
+
+
+def test_numbers_survive_exactly(metrics: Path) -> None:
+    value = 0.1 + 0.2
+    MetricsFile(metrics).append(row(1, G_loss=value))
+    MetricsFile(metrics).append(row(2, accuracy=1 / 3))
+    first, second = read(metrics)
+    assert float(first["G_loss"]) == value
+    assert float(second["accuracy"]) == 1 / 3
+
+
+@pytest.fixture
+def log(tmp_path: Path, logged: pytest.LogCaptureFixture) -> Iterator[RunLog]:
+    assert logged is not None
+    log = RunLog(tmp_path, tensorboard=False, progress_bar=False)
+    yield log
+    log.close()
+
+
+def test_training_and_tests_become_rows(tmp_path: Path, log: RunLog) -> None:
+    log.start(0, 10)
+    log.training(2, 0, 0.1, {"G_loss": 1.5, "grad_norm": 0.5}, batch_size=8)
+    log.test("test", 2, 0, 0.1, {"loss": 1.25, "accuracy": 0.5, "recall_per_class": [0.25, 0.75]}, CLASSES, 0.1)
+    log.test("test_private", 2, 0, 0.1, {"accuracy": 0.4}, CLASSES, 0.1)
+    train, test, private = read(tmp_path / "metrics.csv")
+    assert (train["iter"], train["epoch"], train["split"], train["lr"]) == ("2", "0", "train", "0.1")
+    assert (train["G_loss"], train["grad_norm"]) == ("1.5", "0.5")
+    assert float(train["images_per_s"]) > 0
+    assert (test["split"], test["G_loss"], test["accuracy"]) == ("test", "1.25", "0.5")
+    assert (test["recall_cat"], test["recall_dog"], test["images_per_s"]) == ("0.25", "0.75", "")
+    assert (private["split"], private["accuracy"]) == ("test_private", "0.4")
+
+
+def test_a_matrix_gives_no_column(tmp_path: Path, log: RunLog) -> None:
+    log.start(0, 10)
+    log.test("test", 2, 0, 0.1, {"accuracy": 0.5, "confusion_matrix": [[1.0, 0.0], [2.0, 3.0]]}, CLASSES, 0.1)
+    assert header(tmp_path / "metrics.csv") == [*FIXED, "accuracy"]
+
+
+def test_train_log_says_what_the_console_says(tmp_path: Path, log: RunLog) -> None:
+    log.start(0, 1000)
+    log.training(200, 3, 0.05, {"G_loss": 1.5}, batch_size=8)
+    log.test("test", 200, 3, 0.05, {"accuracy": 0.5}, CLASSES, 2.0)
+    training, test = (tmp_path / "train.log").read_text().splitlines()
+    for text in ("epoch:  3", "200", "lr:5.000e-02", "G_loss: 1.5000e+00", "images/s", "left"):
+        assert text in training
+    for text in ("epoch:  3", "200", "test: accuracy 0.5000", "2.0 s"):
+        assert text in test
+
+
+def test_train_log_is_appended_and_closed(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("longhaul")
+    for number in range(2):
+        log = RunLog(tmp_path, tensorboard=False, progress_bar=False)
+        logger.info("launch %d", number)
+        log.close()
+    logger.info("after")
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split("  ")[1] for line in lines] == ["launch 0", "launch 1"]
+    assert "after" in messages(logged.records)
+
+
+def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = RunLog(None, tensorboard=True, progress_bar=True)
+    log.start(0, 10)
+    log.step()
+    log.training(2, 0, 0.1, {"G_loss": 1.5}, batch_size=8)
+    log.test("test", 2, 0, 0.1, {"accuracy": 0.5, "confusion_matrix": [[1.0], [1.0]]}, CLASSES, 0.1)
+    log.image("train/augmented", None, 2)
+    assert not log.wants_images
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_time_left_counts_the_iterations_of_this_launch(
+    log: RunLog, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    now = iter([100.0, 110.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    log.start(1000, 1200)
+    log.training(1010, 0, 0.1, {}, batch_size=8)  # 10 iterations in 10 s, 190 to go
+    said = messages(logged.records)
+    assert "0:03:10 left" in said
+    assert "8 images/s" in said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (360000, "100:00:00")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_block_leaves_out_what_is_empty_and_shouts_about_synthetic_data(logged: pytest.LogCaptureFixture) -> None:
+    print_block("Longhaul", [("start", "fresh"), ("resume", ""), ("SYNTHETIC", "generated faces")])
+    said = messages(logged.records)
+    assert "Longhaul" in said
+    assert "fresh" in said
+    assert "resume" not in said
+    assert "SYNTHETIC DATA: generated faces" in messages(logged.records, logging.WARNING)
+
+
+@pytest.mark.parametrize(("is_main", "shown"), [(True, {"info", "warning", "error"}), (False, {"error"})])
+def test_only_rank_0_talks(is_main: bool, shown: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    start_console(is_main)
+    logger = logging.getLogger("longhaul")
+    for level in ("info", "warning", "error"):
+        getattr(logger, level)("this is %s", level)
+    out, err = capsys.readouterr()
+    assert {level for level in ("info", "warning", "error") if f"this is {level}" in out + err} == shown
+    assert "error" not in out
+
+
+def test_tensorboard_gets_scalars_and_rates(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
+    assert logged is not None
+    log = RunLog(tmp_path, tensorboard=True, progress_bar=False)
+    log.start(0, 10)
+    assert log.wants_images
+    log.training(2, 0, 0.125, {"G_loss": 1.5}, batch_size=8)
+    log.test("test", 2, 0, 0.125, {"accuracy": 0.5, "confusion_matrix": [[1.0, 0.0], [2.0, 3.0]]}, CLASSES, 0.1)
+    log.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    tags = events.Tags()
+    values = {tag: events.Scalars(tag)[0].value for tag in tags["scalars"]}
+    assert math.isclose(values["train/lr"], 0.125)
+    assert math.isclose(values["train/G_loss"], 1.5)
+    assert math.isclose(values["test/accuracy"], 0.5)
+    assert any("confusion_matrix" in tag for tag in tags["images"])

@@ -1,0 +1,512 @@
+"""A run that is stopped anywhere and launched again ends with the same bytes as one that is never stopped.
+
+Each run trains with everything on: BatchNorm, dropout, all augmentations, mixup, accumulation, clipping, EMA, bf16; its
+iterations end in mid-epoch. The negative controls at the end lose one piece each, and must end otherwise.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers import changed, tiny_csv
+from tests.run_helpers import (
+    DEADLINE,
+    PROJECT,
+    Accident,
+    Ended,
+    Run,
+    RunServer,
+    kill,
+    run_options,
+    server,
+    session_members,
+)
+
+__all__ = ["server"]  # a fixture
+
+LAST = 12
+SIGTERM = 128 + signal.SIGTERM
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+
+NewRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def new_run(server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> NewRun:
+    """A fresh experiment; changes of the options as tiny_options takes them."""
+    data = tmp_path_factory.mktemp("data")
+    options = run_options(data)
+
+    def new_run(**changes: Any) -> Run:
+        return Run(server, tmp_path_factory.mktemp("run"), changed(options, **changes))
+
+    return new_run
+
+
+@pytest.fixture(scope="module")
+def many_faces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Changes for 3 and 4 ranks, which do not divide a batch of 8."""
+    csv = tiny_csv(tmp_path_factory.mktemp("faces"), num_train=52, num_test=11)
+    return {"datasets__train__dataroot": csv, "datasets__train__dataloader_batch_size": 48}
+
+
+@pytest.fixture(scope="module")
+def straight(new_run: NewRun, many_faces: dict[str, Any]) -> Callable[[int], Run]:
+    """The uninterrupted run on so many ranks, launched once."""
+    done: dict[int, Run] = {}
+
+    def straight(num_ranks: int = 1) -> Run:
+        if num_ranks not in done:
+            done[num_ranks] = new_run(**(many_faces if num_ranks > 2 else {}))
+            assert done[num_ranks].launch(num_ranks=num_ranks).statuses == [0] * num_ranks
+        return done[num_ranks]
+
+    return straight
+
+
+def differences(first: Run, second: Run, last: int = LAST) -> list[str]:
+    """What differs at the end of two runs: files of the last set, manifest, test rows, best and final model."""
+    parts = {part: (first.hashes(last)[part], second.hashes(last)[part]) for part in first.hashes(last)}
+    pairs = {
+        **parts,
+        "progress": (first.manifest(last)["progress"], second.manifest(last)["progress"]),
+        "stream": (first.manifest(last)["stream"], second.manifest(last)["stream"]),
+        "test rows": (first.rows("test"), second.rows("test")),
+        "best_model": (portable(first, "best_model.pth"), portable(second, "best_model.pth")),
+        "final_model": (portable(first, "final_model.pth"), portable(second, "final_model.pth")),
+    }
+    return [name for name, (one, other) in pairs.items() if one != other]
+
+
+def portable(run: Run, name: str) -> dict[str, Any]:
+    """A self-contained model as plain values, without the options, which name the folder."""
+    content = run.model(name)
+    del content["options"]
+    weights = content.pop("model_state_dict")
+    return {**content, "weights": {key: (value.dtype, value.tolist()) for key, value in weights.items()}}
+
+
+def resumed_from(ended: Ended) -> int:
+    return int(ended.output.partition("resumed from iteration ")[2].partition(":")[0].replace(",", ""))
+
+
+def test_one_run_is_like_another(straight: Callable[[int], Run], new_run: NewRun) -> None:
+    run = new_run()
+    assert run.launch().status == 0
+    assert differences(straight(1), run) == []
+    assert run.status()["state"] == "DONE"
+    assert run.status()["last_committed_iter"] == LAST
+
+
+ACCIDENTS: dict[str, tuple[list[Accident], int, int]] = {
+    # accidents of the first launch, its exit status, the iteration that the second resumes from
+    "SIGKILL after an update": ([kill("step", 7)], -9, 4),
+    "SIGKILL right after a commit": ([kill("commit", 8)], -9, 8),
+    "SIGKILL between the renames": ([kill("rename", 8, count=3)], -9, 4),
+    "SIGKILL before the manifest": ([kill("rename", 8, count=4)], -9, 4),
+    "SIGKILL in a test": ([kill("test", 6)], -9, 4),
+    "SIGKILL before best_model.pth": ([kill("model", 3, name="best_model.pth")], -9, 0),
+    "SIGKILL before final_model.pth": ([kill("model", LAST, name="final_model.pth")], -9, LAST),
+    "SIGTERM after an update": ([kill("step", 7, signal.SIGTERM)], SIGTERM, 7),
+    "SIGTERM in the iteration of a save": ([kill("step", 8, signal.SIGTERM)], SIGTERM, 8),
+    "SIGTERM in a test": ([kill("test", 9, signal.SIGTERM)], SIGTERM, 9),
+    "SIGTERM in the first test": ([kill("test", 3, signal.SIGTERM)], SIGTERM, 3),
+    "SIGTERM in the first update": ([kill("step", 1, signal.SIGTERM)], SIGTERM, 1),
+    "SIGINT after an update": ([kill("step", 5, signal.SIGINT)], 128 + signal.SIGINT, 5),
+    "SIGHUP after an update": ([kill("step", 5, signal.SIGHUP)], 128 + signal.SIGHUP, 5),
+    "SIGUSR1 after an update": ([kill("step", 5, signal.SIGUSR1)], 128 + signal.SIGUSR1, 5),
+}
+
+
+@pytest.mark.parametrize("accident", ACCIDENTS)
+def test_a_stopped_run_ends_like_an_uninterrupted_one(
+    straight: Callable[[int], Run], new_run: NewRun, accident: str
+) -> None:
+    accidents, status, iteration = ACCIDENTS[accident]
+    run = new_run()
+    assert run.launch(accidents=accidents).status == status
+    if status > 0:
+        assert run.status()["state"] == "PREEMPTED"
+        assert run.status()["last_committed_iter"] == iteration
+        assert run.manifest(iteration)["reason"] in ("interrupt", "periodic", "final")
+    again = run.launch()
+    assert again.status == 0, again.output
+    assert ("EXACT" in again.output) == (iteration > 0)
+    assert (resumed_from(again) if iteration else 0) == iteration
+    assert differences(straight(1), run) == []
+    if iteration % 2 == 0:  # the mean of two losses is logged; elsewhere the first mean after a resume has one
+        assert run.rows("train") == straight(1).rows("train")
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_the_last_test_is_caught_up_on(straight: Callable[[int], Run], new_run: NewRun, num_ranks: int) -> None:
+    run = new_run()
+    stop_and_relaunch(run, kill("test", LAST, signal.SIGTERM), num_ranks)
+    # the last set was committed without its test, and a committed set is never rewritten
+    assert differences(straight(num_ranks), run) == ["progress"]
+
+
+def test_a_run_that_is_stopped_again_and_again(straight: Callable[[int], Run], new_run: NewRun) -> None:
+    run = new_run()
+    for accident, status in [
+        (kill("step", 2), -9),
+        (kill("test", 3, signal.SIGTERM), SIGTERM),
+        (kill("step", 5, signal.SIGTERM), SIGTERM),
+        (kill("step", 7), -9),
+        (kill("rename", 8, count=2), -9),
+        (kill("step", 11), -9),
+    ]:
+        assert run.launch(accidents=[accident]).status == status
+    assert run.launch().status == 0
+    assert differences(straight(1), run) == []
+
+
+def test_a_first_set_without_its_manifest_is_not_taken_for_kairs(
+    straight: Callable[[int], Run], new_run: NewRun
+) -> None:
+    run = new_run()
+    assert run.launch(accidents=[kill("rename", 4, count=4)]).status == -9
+    again = run.launch()
+    assert again.status == 0
+    assert differences(straight(1), run) == []
+    assert "KAIR" not in again.output
+
+
+RANK_ACCIDENTS = {
+    "SIGKILL of rank 0": kill("step", 7, rank=0),
+    "SIGKILL of another rank": kill("step", 7, rank=1),
+    "SIGKILL right after a commit": kill("commit", 8),
+    "SIGTERM of rank 0": kill("step", 7, signal.SIGTERM, rank=0),
+    "SIGTERM of another rank": kill("step", 6, signal.SIGTERM, rank=1),
+    "SIGTERM in a test": kill("test", 9, signal.SIGTERM, rank=1),
+}
+
+
+def stop_and_relaunch(run: Run, accident: Accident, num_ranks: int) -> Ended:
+    ended = run.launch(accidents=[accident], num_ranks=num_ranks)
+    expected = [-9] if accident["signal"] == signal.SIGKILL else [128 + accident["signal"]]
+    assert ended.statuses == expected * num_ranks, ended.outputs
+    again = run.launch(num_ranks=num_ranks)
+    assert again.statuses == [0] * num_ranks, again.outputs
+    assert "EXACT" in again.output
+    return again
+
+
+@pytest.mark.parametrize("accident", RANK_ACCIDENTS)
+def test_two_ranks_end_like_two_uninterrupted_ones(
+    straight: Callable[[int], Run], new_run: NewRun, accident: str
+) -> None:
+    run = new_run()
+    stop_and_relaunch(run, RANK_ACCIDENTS[accident], num_ranks=2)
+    assert differences(straight(2), run) == []
+
+
+@pytest.mark.parametrize("accident", ["SIGKILL of another rank", "SIGTERM of another rank"])
+@pytest.mark.parametrize("num_ranks", [3, pytest.param(4, marks=pytest.mark.long)])
+def test_more_ranks_end_like_as_many_uninterrupted_ones(
+    straight: Callable[[int], Run], new_run: NewRun, many_faces: dict[str, Any], num_ranks: int, accident: str
+) -> None:
+    run = new_run(**many_faces)
+    stop_and_relaunch(run, RANK_ACCIDENTS[accident], num_ranks)
+    assert differences(straight(num_ranks), run) == []
+
+
+def test_only_rank_0_talks_and_the_ranks_agree_on_the_iteration(new_run: NewRun) -> None:
+    run = new_run()
+    ended = run.launch(accidents=[kill("step", 4, signal.SIGTERM, rank=1)], num_ranks=2)
+    assert ended.statuses == [SIGTERM, SIGTERM]
+    assert "Stopped by SIGTERM and saved at iteration 5" in ended.output
+    assert run.committed() == [4, 5]
+    assert ended.outputs[1] == ""
+
+
+@pytest.mark.long
+def test_stopped_ranks_always_end(new_run: NewRun) -> None:
+    """Gloo's threads may still be dropping the last collective when a rank drops the group; no run may hang there."""
+    for _ in range(40):
+        ended = new_run().launch(accidents=[kill("step", 4, signal.SIGTERM, rank=1)], num_ranks=2)
+        assert ended.statuses == [SIGTERM, SIGTERM]
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2)])
+def test_another_number_of_ranks_keeps_the_data(new_run: NewRun, before: int, now: int) -> None:
+    run = new_run()
+    run.launch(accidents=[kill("step", 5, signal.SIGTERM)], num_ranks=before)
+    again = run.launch(num_ranks=now)
+    assert again.statuses == [0] * now
+    assert "SAME-DATA" in again.output
+    assert f"ranks: {before} -> {now}" in again.output
+    assert "EXACT" not in again.output
+
+
+def command(run: Run, *arguments: str, launcher: tuple[str, ...] = (), script: str = "main_train.py") -> list[str]:
+    return [sys.executable, *launcher, str(PROJECT / script), *arguments, "-opt", str(run.option_file)]
+
+
+def test_the_real_command_ends_like_a_forked_one(
+    straight: Callable[[int], Run], new_run: NewRun, tmp_path: Path
+) -> None:
+    run = new_run()
+    ended = subprocess.run(
+        command(run), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert differences(straight(1), run) == []
+
+
+def test_torchrun_stopped_by_sigterm_ends_like_uninterrupted_ranks(
+    straight: Callable[[int], Run], new_run: NewRun, tmp_path: Path
+) -> None:
+    run = new_run()
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    accident = '{"place": "step", "iter": 6, "signal": 15, "to": "launcher"}'
+    stopping = command(run, accident, "--", launcher=launcher, script="tests/run_and_stop.py")
+    for arguments, status, state in ((stopping, 1, "PREEMPTED"), (command(run, launcher=launcher), 0, "DONE")):
+        ended = subprocess.run(
+            arguments, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE, check=False
+        )
+        assert (ended.returncode, run.status()["state"]) == (status, state), ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stdout
+    assert differences(straight(2), run) == []
+
+
+def test_a_finished_run_has_nothing_left_to_do(new_run: NewRun) -> None:
+    run = new_run()
+    assert run.launch().status == 0
+    before = run.files()
+    again = run.launch()
+    assert again.status == 0
+    assert "Nothing is left to do" in again.output
+    assert run.files() == before
+    assert run.status()["state"] == "DONE"
+    assert run.status()["last_committed_iter"] == LAST
+
+
+def test_a_raised_total_iter_goes_on_and_ends_like_one_long_run(new_run: NewRun) -> None:
+    constant = {"train__G_scheduler_type": "Constant"}
+    long, run = new_run(**constant, train__total_iter=16), new_run(**constant)
+    assert (long.launch().status, run.launch().status) == (0, 0)
+    again = run.launch("--set", "train.total_iter=16")
+    assert again.status == 0
+    assert resumed_from(again) == LAST
+    assert "train.total_iter: 12 -> 16" in again.output
+    assert run.hashes(16) == long.hashes(16)
+    assert portable(run, "final_model.pth")["weights"] == portable(long, "final_model.pth")["weights"]
+    assert run.model("final_model.pth")["iter"] == 16
+
+
+def test_the_final_model_is_that_of_the_last_iteration_whatever_an_earlier_end_left(new_run: NewRun) -> None:
+    run, longer = new_run(), ("--set", "train.total_iter=16")
+    assert run.launch().status == 0
+    assert run.launch(*longer, accidents=[kill("model", 16, name="final_model.pth")]).status == -9
+    assert run.committed()[-1] == 16
+    assert run.launch(*longer).status == 0
+    assert run.model("final_model.pth")["iter"] == 16
+
+
+def test_a_changed_learning_rate_is_listed_and_takes_effect(straight: Callable[[int], Run], new_run: NewRun) -> None:
+    run = new_run()
+    run.launch(accidents=[kill("step", 7, signal.SIGTERM)])
+    again = run.launch("--set", "train.G_optimizer_lr=0.02", "--set", "train.G_optimizer_betas=[0.8, 0.99]")
+    assert again.status == 0
+    assert "train.G_optimizer_lr: 0.01 -> 0.02" in again.output
+    assert "betas" in again.output
+    before, after = straight(1).rows("test"), run.rows("test")
+    assert before[6]["lr"] == after[6]["lr"]
+    assert 1.5 < float(after[9]["lr"]) / float(before[9]["lr"]) < 2.0
+    assert "G" in differences(straight(1), run)
+
+
+def test_a_changed_batch_size_is_refused_until_it_is_accepted(new_run: NewRun) -> None:
+    run = new_run()
+    run.launch(accidents=[kill("step", 6, signal.SIGTERM)])
+    before, other = run.files(), ("--set", "datasets.train.dataloader_batch_size=4")
+    refused = run.launch(*other)
+    assert refused.status == 2
+    assert "Traceback" not in refused.output
+    for text in ("batch_size: 8 -> 4", "--set resume.accept_changes=true"):
+        assert text in refused.output
+    assert run.files() == before
+    assert run.status()["last_committed_iter"] == 6
+    accepted = run.launch(*other, "--set", "resume.accept_changes=true")
+    assert accepted.status == 0
+    assert resumed_from(accepted) == 6
+    assert "NEW STREAM" in accepted.output
+    assert "datasets.train.dataloader_batch_size: 8 -> 4" in accepted.output
+    assert run.manifest(LAST)["stream"]["batch_size"] == 4
+
+
+@pytest.mark.parametrize(("change", "named"), [("train.manual_seed=1", "seed: 0 -> 1"), ("", "dataset: ")])
+def test_another_seed_or_other_data_are_refused(new_run: NewRun, tmp_path: Path, change: str, named: str) -> None:
+    run = new_run()
+    run.launch(accidents=[kill("step", 6, signal.SIGTERM)])
+    refused = run.launch("--set", change or f"datasets.train.dataroot={tiny_csv(tmp_path, seed=1)}")
+    assert refused.status == 2
+    assert named in refused.output
+    assert "resume.accept_changes=true" in refused.output
+
+
+def test_a_seed_that_was_drawn_is_kept_over_a_resume(new_run: NewRun) -> None:
+    run = new_run(train__manual_seed=None)
+    run.launch(accidents=[kill("step", 6, signal.SIGTERM)])
+    seed = run.manifest(6)["stream"]["seed"]
+    assert run.launch().status == 0
+    whole = new_run(train__manual_seed=seed)
+    assert whole.launch().status == 0
+    assert differences(whole, run) == []
+
+
+PATIENT = {"train__total_iter": 40, "train__checkpoint_test": 2, "train__early_stop_patience": 3}
+
+
+@pytest.fixture(scope="module")
+def early(new_run: NewRun) -> tuple[Run, int]:
+    """A run that ends by lost patience, and its last iteration."""
+    run = new_run(**PATIENT)
+    ended = run.launch()
+    assert ended.status == 0
+    assert "early: 3 tests without improvement" in ended.output
+    last = run.committed()[-1]
+    assert 8 <= last < 40
+    return run, last
+
+
+@pytest.mark.parametrize(
+    "accident", [kill("step", 7, signal.SIGTERM), kill("step", 7), kill("test", 6, signal.SIGTERM)]
+)
+def test_patience_survives_a_resume(new_run: NewRun, early: tuple[Run, int], accident: Accident) -> None:
+    run, last = new_run(**PATIENT), early[1]
+    run.launch(accidents=[accident])
+    assert run.launch().status == 0
+    assert run.committed()[-1] == last
+    assert differences(early[0], run, last) == []
+
+
+def test_patience_that_is_forgotten_would_be_noticed(new_run: NewRun, early: tuple[Run, int]) -> None:
+    run, last = new_run(**PATIENT), early[1]
+    run.launch(accidents=[kill("step", last - 1, signal.SIGTERM)])
+    assert run.launch(accidents=[{"forget": "progress"}]).status == 0
+    assert run.committed()[-1] > last
+
+
+def test_the_best_model_is_that_of_the_best_test(early: tuple[Run, int]) -> None:
+    run, last = early
+    rows = run.rows("test")
+    best = max(rows, key=lambda iteration: (float(rows[iteration]["accuracy"]), -iteration))
+    assert run.model("best_model.pth")["iter"] == best
+    assert run.model("best_model.pth")["metrics"]["accuracy"] == float(rows[best]["accuracy"])
+    assert run.manifest(last)["progress"] == {
+        "best_value": float(rows[best]["accuracy"]),
+        "best_iter": best,
+        "num_tests_without_improvement": 3,
+        "last_test_iter": last,
+    }
+
+
+def test_lost_patience_is_an_end(early: tuple[Run, int]) -> None:
+    run, _ = early
+    before = run.files()
+    again = run.launch()
+    assert again.status == 0
+    assert "Nothing is left to do" in again.output
+    assert run.files() == before
+
+
+def test_more_patience_goes_on_and_ends_again(new_run: NewRun) -> None:
+    run = new_run(**PATIENT)
+    assert run.launch().status == 0
+    first = run.committed()[-1]
+    assert run.launch("--set", "train.early_stop_patience=4", "--set", "train.total_iter=200").status == 0
+    last = run.committed()[-1]
+    assert last > first
+    assert run.manifest(last)["progress"]["num_tests_without_improvement"] == 4
+    assert run.model("final_model.pth")["iter"] == last
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_any_number_of_loader_workers_gives_the_same_bytes(
+    straight: Callable[[int], Run], new_run: NewRun, num_workers: int
+) -> None:
+    run = new_run(datasets__train__resident=False, datasets__train__dataloader_num_workers=num_workers)
+    (first,) = run.start(accidents=[kill("step", 5, signal.SIGTERM, to="group")])
+    assert first.wait() == SIGTERM, first.output
+    assert not session_members(first.pid)
+    (second,) = run.start()
+    assert second.wait() == 0, second.output
+    assert not session_members(second.pid)
+    assert differences(straight(1), run) == []
+
+
+@pytest.mark.parametrize("name", ["best_model.pth", "final_model.pth"])
+def test_a_model_file_is_self_contained(straight: Callable[[int], Run], name: str) -> None:
+    run = straight(1)
+    content = run.model(name)
+    assert {"iter", "epoch", "model_state_dict", "metrics", "class_names", "netG", "input"} <= content.keys()
+    best = run.manifest(LAST)["progress"]["best_iter"]
+    assert content["iter"] == (LAST if name == "final_model.pth" else best)
+    assert content["class_names"] == ["angry", "disgust", "fear", "happy", "sad", "surprise", "neutral"]
+    assert content["netG"]["net_type"] == "fer_resnet"
+    assert content["input"]["transforms"] == [{"type": "normalize", "mean": 0.5, "std": 0.25}]
+    assert content["metrics"]["accuracy"] == float(run.rows("test")[content["iter"]]["accuracy"])
+    assert content["is_ema"]
+
+
+def test_the_final_model_holds_the_average(straight: Callable[[int], Run]) -> None:
+    run = straight(1)
+    averaged, weights = run.model(f"{LAST}_E.pth"), run.model("final_model.pth")["model_state_dict"]
+    assert list(averaged) == list(weights)
+    assert all(averaged[name].equal(weights[name]) for name in averaged)
+    assert not all(value.equal(averaged[name]) for name, value in run.model(f"{LAST}_G.pth").items())
+
+
+def resumed_badly(new_run: NewRun, *arguments: str, accidents: tuple[Accident, ...] = ()) -> Run:
+    run = new_run()
+    assert run.launch(accidents=[kill("step", 7, signal.SIGTERM)]).status == SIGTERM
+    assert run.launch(*arguments, accidents=accidents).status == 0
+    return run
+
+
+@pytest.mark.parametrize(
+    ("piece", "noticed"),
+    [
+        ("optimizerG", {"G", "E", "optimizerG"}),
+        ("E", {"E", "final_model"}),
+        ("buffers", {"G", "E"}),
+        ("position", {"G", "E", "optimizerG"}),
+        ("progress", {"progress"}),
+    ],
+)
+def test_a_piece_that_is_not_restored_would_be_noticed(
+    straight: Callable[[int], Run], new_run: NewRun, piece: str, noticed: set[str]
+) -> None:
+    run = resumed_badly(new_run, accidents=({"forget": piece},))
+    assert noticed <= set(differences(straight(1), run))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--set", "train.G_optimizer_reuse=false"),
+        ("--set", "train.manual_seed=1", "--set", "resume.accept_changes=true"),
+    ],
+)
+def test_an_option_that_changes_the_run_would_be_noticed(
+    straight: Callable[[int], Run], new_run: NewRun, arguments: tuple[str, ...]
+) -> None:
+    run = resumed_badly(new_run, *arguments)
+    assert {"G", "E", "optimizerG"} <= set(differences(straight(1), run))
+
+
+def test_three_ranks_without_the_pass_that_orders_the_buckets_would_be_noticed(
+    straight: Callable[[int], Run], new_run: NewRun, many_faces: dict[str, Any]
+) -> None:
+    run = new_run(**many_faces)
+    run.launch(accidents=[kill("step", 6, signal.SIGTERM)], num_ranks=3)
+    assert run.launch(accidents=[{"forget": "prepare"}], num_ranks=3).statuses == [0, 0, 0]
+    assert {"G", "E", "optimizerG"} <= set(differences(straight(3), run))

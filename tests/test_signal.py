@@ -1,0 +1,124 @@
+"""StopRequest on one rank: the handler sets a flag, a second Ctrl-C kills, handlers are restored."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.helpers import ONE_RANK
+from tests.run_helpers import in_child
+from utils.utils_signal import StopRequest, ignore_stop_signals, stop_signals
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_the_signals_are_those_of_ctrl_c_kill_a_closed_terminal_and_slurm() -> None:
+    assert set(stop_signals()) == set(SIGNALS)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_sets_a_flag_that_agreed_returns(number: int) -> None:
+    with StopRequest(ONE_RANK) as stop:
+        assert stop.agreed() == 0
+        assert stop.seconds_since_signal == 0
+        send(number)
+        assert stop.signal_number == 0  # nothing is agreed before all ranks are asked
+        assert stop.agreed() == number
+        assert stop.signal_number == number
+        assert 0 < stop.seconds_since_signal < 60
+        assert stop.agreed() == number
+
+
+def test_handlers_are_restored() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with StopRequest(ONE_RANK):
+        assert all(signal.getsignal(number) != before[number] for number in SIGNALS)
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_handlers_are_restored_after_an_error() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    with pytest.raises(RuntimeError), StopRequest(ONE_RANK):
+        raise RuntimeError
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+def test_a_signal_ignored_under_nohup_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest(ONE_RANK) as stop:
+            send(signal.SIGHUP)
+            assert stop.agreed() == 0
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def signalled(*numbers: int) -> int:
+    """How a child ends that asks for a stop this way, and then returns 0."""
+
+    def run() -> None:
+        with StopRequest(ONE_RANK):
+            for number in numbers:
+                send(number)
+                time.sleep(0.01)
+
+    return in_child(run)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "status"),
+    [
+        ((signal.SIGINT,), 0),
+        ((signal.SIGINT, signal.SIGINT), -signal.SIGINT),
+        ((signal.SIGTERM, signal.SIGTERM, signal.SIGTERM), 0),
+        ((signal.SIGTERM, signal.SIGINT), 0),
+        ((signal.SIGTERM, signal.SIGINT, signal.SIGINT), -signal.SIGINT),
+    ],
+    ids=lambda value: " ".join(signal.Signals(each).name for each in value) if isinstance(value, tuple) else "",
+)
+def test_a_second_ctrl_c_kills_at_once(numbers: tuple[int, ...], status: int) -> None:
+    assert signalled(*numbers) == status
+
+
+def test_a_loader_worker_survives_the_signals_that_stop_the_trainer() -> None:
+    def worker(shielded: bool) -> None:
+        if shielded:
+            ignore_stop_signals(0)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+            send(number)
+
+    assert in_child(lambda: worker(shielded=True)) == 0
+    assert in_child(lambda: worker(shielded=False)) == -signal.SIGTERM
+
+
+def test_a_trainer_whose_launcher_is_gone_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    ready_read, ready_write = os.pipe()
+    verdict_read, verdict_write = os.pipe()
+
+    def launcher() -> None:
+        if os.fork() == 0:
+            trainer()
+        os.read(ready_read, 1)
+
+    def trainer() -> None:
+        with StopRequest(ONE_RANK) as stop:
+            first = stop.agreed()
+            os.write(ready_write, b"x")
+            end = time.monotonic() + 10
+            while not stop.agreed() and time.monotonic() < end:
+                time.sleep(0.01)
+            os.write(verdict_write, f"{first} {stop.signal_number}".encode())
+        os._exit(0)
+
+    assert in_child(launcher) == 0
+    assert os.read(verdict_read, 100).decode() == f"0 {int(signal.SIGTERM)}"
+    for descriptor in (ready_read, ready_write, verdict_read, verdict_write):
+        os.close(descriptor)
