@@ -213,7 +213,9 @@ class Trainer:
         opt, train = self.opt, self.opt.train
         files = ", ".join(path.name for path in self._resume.files.values()) if self._resume else ""
         start = f"resumed from iteration {self.start_iter:,}: {files}" if self._resume else "fresh, iteration 0"
-        if not self._resume and opt.path.pretrained_netG:
+        if self._experiment.is_dry_run:
+            start = "a dry run: nothing is loaded, trained or written"
+        elif not self._resume and opt.path.pretrained_netG:
             start += f", initialised from {opt.path.pretrained_netG}"
         num_batches = self.stream.num_samples / self.stream.batch_size
         next_iter = min(self.start_iter + 1, self.total_iter)

@@ -117,7 +117,7 @@ def process_group(num_threads: int | None = None) -> Iterator[Dist]:
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = num_threads or max(1, _num_cores() // local_world_size)
     torch.set_num_threads(threads)
-    device = _device(local_rank)
+    device = _device(local_rank, local_world_size)
     if not is_launched_distributed():
         yield Dist(device=device, num_threads=threads)
         return
@@ -144,12 +144,12 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _device(local_rank: int) -> torch.device:
+def _device(local_rank: int, local_world_size: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
+    if local_world_size > torch.cuda.device_count():
         raise UserError(
-            f"LOCAL_RANK {local_rank} has no GPU: this machine shows {torch.cuda.device_count()}; "
+            f"{local_world_size} ranks on this machine, but it shows {torch.cuda.device_count()} GPUs; "
             f"use torchrun --nproc_per_node={torch.cuda.device_count()}"
         )
     torch.cuda.set_device(local_rank)

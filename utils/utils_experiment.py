@@ -73,6 +73,11 @@ class Experiment:
         self._open.close()
 
     @property
+    def is_dry_run(self) -> bool:
+        """Whether nothing is written."""
+        return self._dry_run
+
+    @property
     def save_failed(self) -> bool:
         """Whether the last save failed; waits for it."""
         self._writer.wait()

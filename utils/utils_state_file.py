@@ -36,14 +36,15 @@ def load_state(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "Unsupported" in line), "")
-        raise UserError(
-            f"{path}: refused, because it holds more than tensors and plain containers; nothing in it was run. "
-            f"{reason.strip()} Save the state dict alone, with torch.save(net.state_dict(), path)."
-        ) from error
-    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # a damaged file makes the unpickler raise anything
+        reason = [*str(error).splitlines(), type(error).__name__][0]
+        forbidden = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), None)
+        if isinstance(error, pickle.UnpicklingError) and forbidden:
+            raise UserError(
+                f"{path}: refused, because it holds more than tensors and plain containers; nothing in it was run. "
+                f"{forbidden} Save the state dict alone, with torch.save(net.state_dict(), path)."
+            ) from error
+        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
 
 
 def write_model(path: Path, content: Mapping[str, Any]) -> None:
