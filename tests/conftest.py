@@ -4,6 +4,7 @@ import contextlib
 import logging
 import multiprocessing.resource_tracker
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +17,19 @@ import torch.distributed
 
 from tests.fer2013_files import logged
 from tests.helpers import changed, tiny_csv, tiny_option_mapping
+from utils.utils_signal import stop_signals
 
 __all__ = ["logged"]  # a fixture
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_on_a_terminal() -> None:
+    """A suite started with nohup or in the background ignores Ctrl-C and hang-ups, and so would the runs it tests."""
+    for number in stop_signals():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
