@@ -100,7 +100,7 @@ class RunLog:
         self._start_iter, self._total_iter = start_iter, total_iter
         self._start_time = self._last_time = time.perf_counter()
         self._last_iter = start_iter
-        self._paused = self._paused_since_last = 0.0
+        self._paused_since_last = 0.0
         if self._tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
