@@ -21,6 +21,7 @@ from models.learning_rate import learning_rate
 from models.model_plain import enabled_parts
 from models.portable_model import pack_model
 from models.select_model import define_model
+from models.select_network import check_num_classes
 from utils.utils_dist import Dist, leave_process_group
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
@@ -52,6 +53,7 @@ class Trainer:
         self.progress = Progress(**manifest.progress) if manifest else Progress()
         self._seed = self._choose_seed(opt)
         train = sources["train"]
+        check_num_classes(opt.netG, train.class_names)
         self.stream = TrainStream(
             len(train.dataset), opt.datasets["train"].dataloader_batch_size, self._seed, dist.rank, dist.world_size
         )
@@ -92,6 +94,7 @@ class Trainer:
         if self._has_work:
             first = next(self._loader)
             self._loader = itertools.chain([first], self._loader)
+            self.model.probe(first[1][0])
             self.model.prepare(first[1])
         self.model.load(self._resume)
         self.model.update_learning_rate(max(self.start_iter, 1))

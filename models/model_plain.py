@@ -19,6 +19,7 @@ from models.optimizer import define_optimizer, load_optimizer
 from models.select_network import define_G
 from utils.utils_checkpoint import ResumePoint
 from utils.utils_dist import Dist
+from utils.utils_error import UserError
 from utils.utils_file import project_path
 from utils.utils_option import Options, TrainOptions
 from utils.utils_seed import seed_global_generators, seed_of
@@ -107,6 +108,17 @@ class ModelPlain(ModelBase):
             torch._foreach_lerp_(averaged, sources, 1 - decay)
             if copied:
                 torch._foreach_copy_(copied, counters)
+
+    def probe(self, batch: Batch) -> None:
+        """Send two samples through the network and the loss; UserError if they do not fit each other."""
+        try:
+            self.test_loss(self.test({key: value[:2] for key, value in batch.items()}))
+        except (RuntimeError, IndexError, ValueError) as error:
+            shape = tuple(batch["input"].shape[1:])
+            raise UserError(
+                f"netG ({self.opt.netG.net_type}) and {self.opt.train.G_lossfn_type} do not fit the data, whose inputs "
+                f"are {shape}: {str(error).splitlines()[0]}; check the arguments of netG and the loss"
+            ) from error
 
     def prepare(self, micro_batches: Sequence[Batch]) -> None:
         """One throw-away pass before the state is loaded. Collective.

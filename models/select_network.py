@@ -1,5 +1,7 @@
 """NETWORKS: one line a network."""
 
+from collections.abc import Sequence
+
 import torch.nn as nn
 
 from models.network_fer_resnet import FerResNet
@@ -9,6 +11,19 @@ from utils.utils_option import NetOptions
 from utils.utils_table import Table
 
 NETWORKS = Table("network", {"fer_resnet": FerResNet, "fer_vgg": FerVGG})
+
+
+def check_num_classes(options: NetOptions, class_names: Sequence[str]) -> None:
+    """UserError when a network that has `num_classes` does not have one for each class of the data."""
+    field = NETWORKS.arguments(options.net_type).model_fields.get("num_classes")
+    if field is None or not class_names:
+        return
+    num_classes = options.arguments.get("num_classes", field.default)
+    if num_classes != len(class_names):
+        raise UserError(
+            f"netG.num_classes: {num_classes}, but the data has {len(class_names)} classes "
+            f"({', '.join(class_names)}); use {len(class_names)}"
+        )
 
 
 def define_G(options: NetOptions) -> nn.Module:

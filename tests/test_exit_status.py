@@ -42,6 +42,8 @@ def is_stopped(pid: int) -> bool:
         ("datasets.train.dataloader_batch_size=21", "21 is more than the 20 training samples"),
         ("datasets.train.dataroot=/nowhere/fer2013.csv", "/nowhere/fer2013.csv"),
         ("val.best_metric=accuracy", "accuracy"),
+        ("netG.num_classes=5", "netG.num_classes: 5, but the data has 7 classes"),
+        ("netG.in_channels=3", "netG (fer_resnet) and cross_entropy do not fit the data, whose inputs are (1, 48, 48)"),
         ("path.pretrained_netG=/nowhere/5_G.pth", "/nowhere/5_G.pth: no such file"),
     ],
 )

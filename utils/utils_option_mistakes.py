@@ -79,7 +79,8 @@ def _sentence(
     field = _field_at(model, path)
     if kind == "extra_forbidden":
         known = [*_known_keys(model, path[:-1]), *also]
-        listed = f"known: {', '.join(known)}" if len(known) <= 15 else "options/schema.json has the known ones"
+        few = f"known: {', '.join(known)}" if known else "none is known here: remove it"
+        listed = few if len(known) <= 15 else "options/schema.json has the known ones"
         return "unknown key" + (nearest(str(path[-1]), known) or f"; {listed}")
     if kind == "missing" and not isinstance(value, list):
         misspelt = [key for key in _value_at(given, path[:-1]) if key not in _known_keys(model, path[:-1])]
