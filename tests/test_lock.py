@@ -1,6 +1,7 @@
 """One trainer per folder; the lock dies with its holder, however that dies, and is not inherited."""
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -118,3 +119,15 @@ def test_without_posix_locks_there_is_one_warning_and_no_refusal(
         take(tmp_path)
     assert len([record for record in logged.records if record.levelno == logging.WARNING]) == 1
     assert "second launch" in messages(logged.records)
+
+
+def test_a_file_system_without_locks_is_no_holder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    def lockf(_descriptor: int, _kind: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(utils_lock.fcntl, "lockf", lockf)
+    take(tmp_path)
+    assert "No locks available" in messages(logged.records, logging.WARNING)
+    assert "second launch" in messages(logged.records, logging.WARNING)

@@ -1,6 +1,7 @@
 """One trainer per experiment folder."""
 
 import datetime
+import errno
 import json
 import logging
 import os
@@ -42,6 +43,13 @@ class FolderLock:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                os.close(descriptor)
+                logger.warning(
+                    "%s: its file system has no locks (%s): nothing prevents a second launch in the same folder.",
+                    self._path.parent, error.strerror,
+                )  # fmt: skip
+                return self
             other = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
             raise UserError(
