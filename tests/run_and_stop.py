@@ -4,13 +4,16 @@ An accident is JSON: {"place", "iter", "signal" or "fail", "rank", "to"}; it hap
 A signal goes to the process itself, or "to" its "launcher" or its "group" (the trainer and its loader workers).
 It waits until the file "committed" exists, if there is one, because sets are written in the background.
 Places: "step" (the update of that iteration is done), "test" (its test has begun), "commit" (its set is committed),
-"rename" (before rename number "count", from 1, of its set), "model" (before the file "name" is written).
+"rename" (before rename number "count", from 1, of its set), "model" (before the file "name" is written),
+"failpoint" ("name" is reached for "file"; the times that it was before are in "skip", none by default).
+"trace" names a file that gets a line for every failpoint reached on rank 0: its name, a tab, and the file.
 "forget" names what a resume leaves out: "optimizerG", "E", "buffers", "position", "progress" or "prepare".
 """
 
 import functools
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -26,7 +29,9 @@ import utils.utils_experiment
 import utils.utils_file
 from models.model_plain import ModelPlain
 from trainer import Trainer
+from utils import utils_failpoint
 from utils.utils_checkpoint import CheckpointFolder, ResumePoint
+from utils.utils_failpoint import Failpoint
 from utils.utils_progress import Progress
 
 Accident = dict[str, Any]
@@ -72,10 +77,38 @@ def strike(accident: Accident) -> None:
         os.kill(os.getppid() if accident.get("to") == "launcher" else os.getpid(), accident["signal"])
 
 
+def watch(happen: Callable[[Failpoint, Path], None]) -> None:
+    """Call `happen` at every failpoint, and whoever watches already."""
+    others = utils_failpoint.armed
+
+    def all_watch(name: Failpoint, path: Path) -> None:
+        if others is not None:
+            others(name, path)
+        happen(name, path)
+
+    utils_failpoint.armed = all_watch
+
+
+def stem(path: Path) -> str:
+    """A file's name, the same in every launch: without the time in it, and without what marks a temporary file."""
+    name = re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", path.name)
+    return re.sub(r"_\d{6}_\d{6}(_\d+)?\.json$", ".json", name)
+
+
+def trace(file: Path) -> None:
+    if os.environ.get("RANK", "0") == "0":
+
+        def note(name: str, path: Path) -> None:
+            with open(file, "a") as lines:
+                lines.write(f"{name}\t{stem(path)}\n")
+
+        watch(note)
+
+
 def arm(accident: Accident) -> None:
     """Patch the place where the accident is to happen."""
     place, iteration = accident.get("place"), accident.get("iter")
-    current = {"test": 0, "commit": 0, "renames": 0}
+    current = {"test": 0, "commit": 0, "renames": 0, "reached": 0}
 
     def at_step(_model: ModelPlain, current_iter: int) -> None:
         if current_iter == iteration:
@@ -107,8 +140,18 @@ def arm(accident: Accident) -> None:
         if path.name == accident["name"]:
             strike(accident)
 
+    def at_failpoint(name: str, path: Path) -> None:
+        if (name, stem(path)) == (accident["name"], accident["file"]):
+            current["reached"] += 1
+            if current["reached"] > accident.get("skip", 0):
+                strike(accident)
+
     if "forget" in accident:
         forget(accident["forget"])
+    elif "trace" in accident:
+        trace(Path(accident["trace"]))
+    elif place == "failpoint":
+        watch(at_failpoint)
     elif place == "step":
         after(ModelPlain, "update_E", at_step)
     elif place == "test":

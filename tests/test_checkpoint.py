@@ -27,7 +27,7 @@ from utils.utils_checkpoint import (
     set_file_name,
 )
 from utils.utils_error import UserError
-from utils.utils_file import TEMPORARY_NAME, atomic_write, cache_folder, sha256_of, temporary_path
+from utils.utils_file import TEMPORARY_NAME, sha256_of
 from utils.utils_state_file import load_state, write_model
 
 NUM_RENAMES = len(PARTS) + 1
@@ -648,45 +648,3 @@ def test_a_model_file_is_whole_and_finite_or_not_written(tmp_path: Path) -> None
     assert path.read_bytes() == before
     assert torch.load(path, weights_only=True)["iter"] == 4
     assert names(tmp_path) == {"best_model.pth"}
-
-
-@pytest.mark.parametrize("mode", ["w", "wb"])
-def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "status.json"
-    content = "new" if mode == "w" else b"new"
-
-    def write_and(then: Callable[[], Any]) -> None:
-        with atomic_write(path, mode) as file:
-            file.write(content)
-            then()
-
-    path.write_text("old")
-    with pytest.raises(Recorded):
-        write_and(raise_recorded)
-    assert path.read_text() == "old"
-    write_and(lambda: path.read_text() == "old" or raise_recorded())
-    assert path.read_text() == "new"
-    assert names(tmp_path) == {"status.json"}
-
-
-def test_temporary_names_are_hidden_recognised_and_beside_their_file(tmp_path: Path) -> None:
-    path = temporary_path(tmp_path / "8_G.pth")
-    assert path.parent == tmp_path
-    assert TEMPORARY_NAME.fullmatch(path.name)
-    assert path.name.startswith(".")
-    assert not TEMPORARY_NAME.fullmatch("8_G.pth")
-
-
-def test_hash_is_that_of_hashlib(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(bytes(range(256)) * 999)
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(bytes(range(256)) * 999).hexdigest()
-
-
-def test_cache_folder_is_the_users_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LONGHAUL_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("LONGHAUL_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "longhaul"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "longhaul"

@@ -682,7 +682,7 @@ class WritesInPlace(CheckpointManager):
     """A control: the final name is there before the content."""
 
     def _write(self, path: Path, state: dict[str, Any], replaced: Path | None = None) -> None:
-        self._make_folder()
+        self.save_dir.mkdir(exist_ok=True)
         path.write_bytes(b"")
         super()._write(path, state, replaced)
 

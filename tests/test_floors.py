@@ -112,6 +112,12 @@ def test_the_signal_only_holds_the_handle_of_a_collective() -> None:
     assert found <= {"torch.distributed", "torch.distributed.Work"}
 
 
+def test_only_tests_arm_a_failpoint() -> None:
+    by_import = files_that_use("utils.utils_failpoint")
+    assert {name for found in by_import.values() for _, name in found} == {"utils.utils_failpoint.reached"}
+    assert files_that_use("utils_failpoint", "reached.__globals__") == {}
+
+
 def global_draws(tree: ast.AST) -> list[tuple[int, str]]:
     """Draws from Python's and NumPy's global generators; explicit Generators are fine."""
     allowed = {"Random", "Generator", "Philox", "PCG64", "SeedSequence", "default_rng"}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from utils.utils_error import UserError
-from utils.utils_file import TEMPORARY_NAME, atomic_write, fsync_directory
+from utils.utils_file import TEMPORARY_NAME, atomic_write, fsync_directory, make_folder
 from utils.utils_state_file import check_finite, crc_damage, load_state, write_state
 
 logger = logging.getLogger("longhaul")
@@ -120,19 +120,13 @@ class CheckpointManager:
         """Write `state` to `path`; the rename that publishes it also ends the file `replaced`, if there is one."""
         # No run can go on from NaN, and rolling clean-up would push out the good epochs for it.
         check_finite(path.name, _checked_state(path.name, state))
-        self._make_folder()
+        make_folder(self.save_dir)
         self._remove_stale_temporaries()
         with atomic_write(path) as file:
             write_state(file, path.name, _moved(state, torch.device("cpu")))
             if replaced and replaced.exists():
                 os.fsync(file.fileno())  # before the rename, so that a full disk leaves everything as it is
                 os.replace(replaced, path)
-
-    def _make_folder(self) -> None:
-        missing = [folder for folder in (self.save_dir, *self.save_dir.parents) if not folder.exists()]
-        self.save_dir.mkdir(parents=True, exist_ok=True)
-        for folder in missing:
-            fsync_directory(folder.parent)
 
     def _remove_stale_temporaries(self) -> None:
         """Remove what a killed writer of this machine has left, and nothing of one that is alive."""

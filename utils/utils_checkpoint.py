@@ -24,7 +24,8 @@ from utils.utils_checkpoint_names import (
     set_file_name,
 )
 from utils.utils_error import UserError
-from utils.utils_file import atomic_write, fsync_directory, sha256_of
+from utils.utils_failpoint import reached
+from utils.utils_file import atomic_write, fsync_directory, make_folder, sha256_of
 from utils.utils_state_file import FileRecord, check_finite, crc_damage, tensors_in, write_state
 
 logger = logging.getLogger("longhaul")
@@ -80,6 +81,7 @@ class CheckpointFolder:
         for part, state in states.items():
             check_finite(set_file_name(manifest.iteration, part), state)
         self._check_free_space(states)
+        reached("commit begun", self.folder / manifest_name(manifest.iteration))
         with contextlib.ExitStack() as stack:  # every part is complete before the first one gets its name
             records = {}
             for part, state in states.items():
@@ -150,9 +152,12 @@ class CheckpointFolder:
         manifests = list_manifests(self.folder)
         for iteration in sorted(manifests)[:-max_to_keep]:
             manifests[iteration].unlink()
+            reached("old manifest removed", manifests[iteration])
             fsync_directory(self.folder)
+            reached("old manifest's removal durable", manifests[iteration])
             for part in PARTS:
                 (self.folder / set_file_name(iteration, part)).unlink(missing_ok=True)
+                reached("old part removed", self.folder / set_file_name(iteration, part))
 
     def _report_mismatch(self, parts: Sequence[str]) -> None:
         steps = {part: find_last_checkpoint(self.folder, part)[0] for part in parts}
@@ -192,12 +197,13 @@ class CheckpointFolder:
         if not path.exists():
             return
         quarantine = self.folder / "quarantine"
-        quarantine.mkdir(exist_ok=True)
+        make_folder(quarantine)
         target, number = quarantine / path.name, 0
         while target.exists():
             number += 1
             target = quarantine / f"{path.name}.{number}"
         path.rename(target)
+        reached("moved to quarantine", path)
         fsync_directory(quarantine)
         fsync_directory(self.folder)
 

@@ -19,7 +19,8 @@ from utils.utils_checkpoint import CheckpointFolder, Manifest, ResumePoint
 from utils.utils_checkpoint_names import find_last_checkpoint
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
-from utils.utils_file import TEMPORARY_NAME, atomic_write, project_path
+from utils.utils_failpoint import reached
+from utils.utils_file import TEMPORARY_NAME, atomic_write, make_folder, project_path
 from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
@@ -151,12 +152,13 @@ class Experiment:
         if self._began_at is None:
             self._began_at = self._last_committed
         self._write_status("RUNNING")
+        reached("resume point chosen", self.folder)
         return resume
 
     def _start(self) -> None:
         try:
             for name in _SUBFOLDERS:
-                (self.folder / name).mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder / name)
         except OSError as error:
             raise UserError(
                 f"path.root: {self.folder} cannot be written ({error.strerror}); choose a folder that can"
@@ -166,6 +168,7 @@ class Experiment:
             for entry in folder.iterdir():
                 if TEMPORARY_NAME.fullmatch(entry.name):  # what a killed writer left behind
                     entry.unlink()
+                    reached("stale temporary file removed", entry)
         bar = self.opt.log.progress_bar
         self.log = RunLog(self.folder, self.opt.log.tensorboard, sys.stderr.isatty() if bar == "auto" else bar)
         with contextlib.suppress(OSError, ValueError, AttributeError):  # none yet, or not ours

@@ -1,6 +1,7 @@
 """Files that exist whole or not at all, and the folder where derived data may be kept."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -8,8 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from utils.utils_failpoint import reached
+
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
 TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")
+
+# What some network file systems answer; they keep directories in their own order.
+_NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 
 def temporary_path(path: Path) -> Path:
@@ -22,13 +28,26 @@ def project_path(path: str | Path) -> Path:
     return PROJECT_FOLDER / Path(path).expanduser()
 
 
+def make_folder(folder: Path) -> None:
+    """Create `folder` and what is missing above it, durably: a file outlives a power cut no better than its folder."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_directory(folder.parent)
+    reached("folder made", folder)
+
+
 def fsync_directory(folder: Path) -> None:
-    """Make the renames and unlinks done in `folder` durable; a no-op where directories cannot be opened (Windows)."""
+    """Make the renames and unlinks done in `folder` durable, on systems and file systems that can sync a directory."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -44,14 +63,19 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
     try:
         with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
+            reached("temporary file opened", path)
             yield file
+            reached("temporary file written", path)
             file.flush()
             os.fsync(file.fileno())
+            reached("temporary file synced", path)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    reached("file renamed", path)
     fsync_directory(path.parent)
+    reached("file durable", path)
 
 
 def sha256_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from typing import IO, Any
 import torch
 
 from utils.utils_error import UserError
+from utils.utils_failpoint import reached
 from utils.utils_file import atomic_write
 
 
@@ -66,6 +67,7 @@ class _HashingFile:
         self._hash.update(data)
         written = self._file.write(data)
         self.bytes += written
+        reached("temporary file partly written", Path(self._file.name))
         return written
 
     def flush(self) -> None:

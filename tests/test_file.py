@@ -1,0 +1,110 @@
+"""Files that exist whole or not at all, folders that are durable, and systems that cannot sync a directory."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from utils.utils_file import (
+    TEMPORARY_NAME,
+    atomic_write,
+    cache_folder,
+    fsync_directory,
+    make_folder,
+    sha256_of,
+    temporary_path,
+)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt() -> NoReturn:
+    raise Interrupted
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("mode", ["w", "wb"])
+def test_an_atomic_write_that_fails_leaves_the_old_file(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "status.json"
+    content = "new" if mode == "w" else b"new"
+
+    def write_and(then: Callable[[], Any]) -> None:
+        with atomic_write(path, mode) as file:
+            file.write(content)
+            then()
+
+    path.write_text("old")
+    with pytest.raises(Interrupted):
+        write_and(interrupt)
+    assert path.read_text() == "old"
+    write_and(lambda: path.read_text() == "old" or interrupt())
+    assert path.read_text() == "new"
+    assert names(tmp_path) == {"status.json"}
+
+
+def test_temporary_names_are_hidden_recognised_and_beside_their_file(tmp_path: Path) -> None:
+    path = temporary_path(tmp_path / "8_G.pth")
+    assert path.parent == tmp_path
+    assert TEMPORARY_NAME.fullmatch(path.name)
+    assert path.name.startswith(".")
+    assert not TEMPORARY_NAME.fullmatch("8_G.pth")
+
+
+def test_hash_is_that_of_hashlib(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(256)) * 999)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(bytes(range(256)) * 999).hexdigest()
+
+
+def test_cache_folder_is_the_users_choice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LONGHAUL_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("LONGHAUL_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "longhaul"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "longhaul"
+
+
+def test_a_folder_is_made_with_all_above_it_and_each_is_synced_into_its_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(Path(f"/proc/self/fd/{descriptor}").readlink()))
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert synced == [tmp_path, tmp_path / "a"]
+    make_folder(tmp_path / "a" / "b")
+    assert len(synced) == 2
+
+
+def test_a_folder_is_not_made_over_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match="file"):
+        make_folder(tmp_path / "file" / "models")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("code", "is_error"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True), (errno.ENOSPC, True)]
+)
+def test_only_a_file_system_that_cannot_sync_directories_is_excused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, is_error: bool
+) -> None:
+    def fsync(_descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if not is_error:
+        return fsync_directory(tmp_path)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        fsync_directory(tmp_path)
+    return None
