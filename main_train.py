@@ -37,7 +37,7 @@ TABLES = {**MODEL_TABLES, **DATA_TABLES, "metric": METRICS}
 
 def train(opt: Options, dist: Dist, stop: StopRequest, option_file: Path, dry_run: bool) -> int:
     """Train until the last iteration, a signal or lost patience; returns the exit status. Collective."""
-    with Experiment(opt, dist, option_file, dry_run) as experiment:
+    with Experiment(opt, dist, option_file, dry_run, stop.save_failed) as experiment:
         sources = define_datasets(opt, dist)
         trainer = Trainer(opt, dist, stop, experiment, sources)
         trainer.resume()
@@ -98,7 +98,10 @@ def main() -> int:
             logger.error("%s", error)
         return 2
     except NonFiniteLossError as error:
-        logger.error("Stopped: %s. Lower the learning rate or clip the gradient, and launch again.", error)
+        logger.error(
+            "Stopped: %s. Lower the learning rate, clip the gradient, or skip such steps (train.nonfinite), "
+            "and launch again.", error,
+        )  # fmt: skip
         return 1
 
 

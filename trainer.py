@@ -1,5 +1,6 @@
 """Trainer: one launch of a run, where model and data meet: resume, batches, log, test, save, finish."""
 
+import dataclasses
 import itertools
 import logging
 import secrets
@@ -31,7 +32,7 @@ from utils.utils_metrics import MetricValue, check_best_metric
 from utils.utils_option import Options, with_total_iter
 from utils.utils_progress import Progress
 from utils.utils_resume import resume_guarantee
-from utils.utils_signal import StopRequest
+from utils.utils_signal import SAVE_FAILED, StopRequest
 from utils.utils_state_file import load_state
 
 logger = logging.getLogger("longhaul")
@@ -97,6 +98,7 @@ class Trainer:
             self.model.probe(first[1][0])
             self.model.prepare(first[1])
         self.model.load(self._resume)
+        self.model.num_skipped_in_a_row = self.progress.num_skipped_in_a_row
         self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
         self._experiment.save_options()
@@ -135,13 +137,14 @@ class Trainer:
                 self._judge(current_iter, result)
 
     def save(self, current_iter: int, reason: str) -> None:
-        """Commit a checkpoint set in the background, unless this iteration has one."""
-        if current_iter == self._saved_iter:
+        """Commit a checkpoint set in the background, unless this iteration has one; one that failed is tried again."""
+        if current_iter == self._saved_iter and not self._experiment.save_failed:
             return
         self._saved_iter = current_iter
         reason = "final" if current_iter == self.total_iter and reason == "periodic" else reason
+        progress = dataclasses.replace(self.progress, num_skipped_in_a_row=self.model.num_skipped_in_a_row)
         self._experiment.save_set(
-            current_iter, self.stream.epoch(current_iter), reason, self.progress, self.model.state(),
+            current_iter, self.stream.epoch(current_iter), reason, progress, self.model.state(),
             self._stream_record, self._machine_record,
         )  # fmt: skip
 
@@ -174,16 +177,23 @@ class Trainer:
         # The peers may be gone any moment: from here on rank 0 needs nobody.
         leave_process_group()
         self.save(current_iter, "interrupt")
-        self._experiment.finish("PREEMPTED")
-        name = signal.Signals(self._stop.signal_number).name
-        if self._experiment.save_failed:
-            logger.error("Stopped by %s, but iteration %s could not be saved.", name, f"{current_iter:,}")
+        number = self._stop.signal_number
+        is_signal = number != SAVE_FAILED
+        self._experiment.finish("PREEMPTED" if is_signal else "FAILED")
+        reason = signal.Signals(number).name if is_signal else 'a save that failed (train.save_failure is "stop")'
+        committed = self._experiment.last_committed_iter
+        if committed != current_iter:
+            logger.error(
+                "Stopped by %s, and iteration %s could not be saved; the newest good set is that of iteration %s.",
+                reason, f"{current_iter:,}", f"{committed:,}",
+            )  # fmt: skip
             return 1
+        after = f", {self._stop.seconds_since_signal:.1f} s after the signal" if is_signal else " at a second attempt"
         logger.info(
-            "Stopped by %s and saved at iteration %s, %.1f s after the signal. Launch the same command again to go on.",
-            name, f"{current_iter:,}", self._stop.seconds_since_signal,
+            "Stopped by %s and saved at iteration %s%s. Launch the same command again to go on.",
+            reason, f"{current_iter:,}", after,
         )  # fmt: skip
-        return 128 + self._stop.signal_number
+        return 128 + number if is_signal and not self._experiment.save_failed else 1
 
     def _judge(self, current_iter: int, result: dict[str, MetricValue]) -> None:
         self._result = result

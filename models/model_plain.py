@@ -31,7 +31,7 @@ Batch = dict[str, Any]
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss was not a finite number; the message names the iteration and the loss."""
+    """The loss or the gradient was not finite; the message names the iteration and the value."""
 
 
 def enabled_parts(train: TrainOptions) -> tuple[str, ...]:
@@ -61,6 +61,9 @@ class ModelPlain(ModelBase):
         self._wrapped = self.wrap(self.netG)
         self._parameters = [parameter for parameter in self.netG.parameters() if parameter.requires_grad]
         self._ema_pairs = self._pair_for_average()
+        self._buffers = list(self.netG.buffers())
+        self.num_skipped_in_a_row = 0
+        """Steps that `train.nonfinite: "skip"` has left out since the last one that was taken."""
         self._losses: list[torch.Tensor] = []
         self._norms: list[torch.Tensor] = []
         self._logged_iter = 0
@@ -87,10 +90,16 @@ class ModelPlain(ModelBase):
             group["lr"] = rate
 
     def optimize_parameters(self, micro_batches: Sequence[Batch], current_iter: int) -> None:
-        """One update from the mean gradient of the micro-batches. Collective."""
+        """One update from the mean gradient of the micro-batches; see `train.nonfinite`. Collective."""
         seed_global_generators(seed_of(self.seed, "step", current_iter, self.dist.rank))
+        may_skip = self.opt.train.nonfinite == "skip"
+        buffers = [buffer.clone() for buffer in self._buffers] if may_skip else []
         self.optimizer.zero_grad(set_to_none=True)
-        self._losses.append(self._accumulate_gradients(micro_batches))
+        loss = self._accumulate_gradients(micro_batches)
+        if may_skip and self._is_skipped(loss, current_iter):
+            self._restore_buffers(buffers)
+            return
+        self._losses.append(loss)
         if clip := self.opt.train.G_optimizer_clipgrad:
             self._norms.append(nn.utils.clip_grad_norm_(self._parameters, clip, foreach=True))
         self.optimizer.step()
@@ -128,11 +137,10 @@ class ModelPlain(ModelBase):
         """
         if self.dist.world_size == 1:
             return
-        buffers = [buffer.clone() for buffer in self.netG.buffers()]
+        buffers = [buffer.clone() for buffer in self._buffers]
         self._accumulate_gradients(micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(self.netG.buffers(), buffers, strict=True):
-            buffer.copy_(before)
+        self._restore_buffers(buffers)
 
     # Testing.
 
@@ -233,6 +241,25 @@ class ModelPlain(ModelBase):
                 loss.backward()
             total += loss.detach()
         return total
+
+    def _is_skipped(self, loss: torch.Tensor, current_iter: int) -> bool:
+        """Whether any rank's loss, or the gradient, is not finite; waits for the device. Collective."""
+        norm = nn.utils.get_total_norm([each.grad for each in self._parameters if each.grad is not None], foreach=True)
+        loss, norm = self.dist.sum(torch.stack([loss, norm.to(loss)]) / self.dist.world_size).tolist()
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.num_skipped_in_a_row = 0
+            return False
+        self.num_skipped_in_a_row += 1
+        what = f"iteration {current_iter}: the loss is {loss}, the norm of the gradient {norm}"
+        if self.num_skipped_in_a_row > self.opt.train.nonfinite_max_skips:
+            skipped = self.opt.train.nonfinite_max_skips
+            raise NonFiniteLossError(f"{what}; {skipped} steps in a row were skipped, train.nonfinite_max_skips")
+        logger.warning("Skipped %s (%d in a row).", what, self.num_skipped_in_a_row)
+        return True
+
+    def _restore_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
+        for buffer, before in zip(self._buffers, buffers, strict=True):
+            buffer.copy_(before)
 
     def _pair_for_average(
         self,

@@ -2,9 +2,11 @@
 
 An accident is JSON: {"place", "iter", "signal" or "fail", "rank", "to"}; it happens once, on that rank (0 by default).
 A signal goes to the process itself, or "to" its "launcher" or its "group" (the trainer and its loader workers).
-It waits until the file "committed" exists, if there is one, because sets are written in the background.
+It waits until the file "committed" exists, or the file "await" holds "text", because sets are written in the
+background; without "signal" and "fail" that is all.
 Places: "step" (the update of that iteration is done), "test" (its test has begun), "commit" (its set is committed),
 "rename" (before rename number "count", from 1, of its set), "model" (before the file "name" is written),
+"feed" (the batches of the iterations in "iters" are NaN, on that rank, each time),
 "failpoint" ("name" is reached for "file"; the times that it was before are in "skip", none by default).
 "trace" names a file that gets a line for every failpoint reached on rank 0: its name, a tab, and the file.
 "forget" names what a resume leaves out: "optimizerG", "E", "buffers", "position", "progress" or "prepare".
@@ -12,6 +14,7 @@ Places: "step" (the update of that iteration is done), "test" (its test has begu
 
 import functools
 import json
+import math
 import os
 import re
 import sys
@@ -62,15 +65,23 @@ def after(owner: Any, name: str, happen: Callable[..., None]) -> None:
     setattr(owner, name, wrapped)
 
 
+def own_rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def strike(accident: Accident) -> None:
     """Let the accident happen, once."""
-    if accident.pop("has_happened", False) or int(os.environ.get("RANK", "0")) != accident.get("rank", 0):
+    if accident.pop("has_happened", False) or own_rank() != accident.get("rank", 0):
         return
     accident["has_happened"] = True
     while "committed" in accident and not Path(accident["committed"]).exists():
         time.sleep(0.001)
+    while "await" in accident and accident["text"] not in Path(accident["await"]).read_text():
+        time.sleep(0.001)
     if "fail" in accident:
         raise OSError(28, accident["fail"])
+    if "signal" not in accident:
+        return
     if accident.get("to") == "group":
         os.killpg(os.getpgrp(), accident["signal"])
     else:
@@ -96,7 +107,7 @@ def stem(path: Path) -> str:
 
 
 def trace(file: Path) -> None:
-    if os.environ.get("RANK", "0") == "0":
+    if own_rank() == 0:
 
         def note(name: str, path: Path) -> None:
             with open(file, "a") as lines:
@@ -108,7 +119,7 @@ def trace(file: Path) -> None:
 def arm(accident: Accident) -> None:
     """Patch the place where the accident is to happen."""
     place, iteration = accident.get("place"), accident.get("iter")
-    current = {"test": 0, "commit": 0, "renames": 0, "reached": 0}
+    current = {"test": 0, "commit": 0, "renames": 0, "reached": 0, "update": 0}
 
     def at_step(_model: ModelPlain, current_iter: int) -> None:
         if current_iter == iteration:
@@ -146,8 +157,19 @@ def arm(accident: Accident) -> None:
             if current["reached"] > accident.get("skip", 0):
                 strike(accident)
 
+    def at_update(_model: ModelPlain, _batches: Any, current_iter: int) -> None:
+        current["update"] = current_iter
+
+    def spoil(model: ModelPlain, _batch: Any) -> None:
+        if current["update"] in accident["iters"] and own_rank() == accident.get("rank", 0):
+            model.input = model.input * math.nan
+
     if "forget" in accident:
         forget(accident["forget"])
+    elif place == "feed":
+        before(ModelPlain, "optimize_parameters", at_update)
+        after(ModelPlain, "update_E", lambda *_: current.update(update=0))
+        after(ModelPlain, "feed_data", spoil)
     elif "trace" in accident:
         trace(Path(accident["trace"]))
     elif place == "failpoint":

@@ -14,6 +14,8 @@ from tests.run_helpers import PROJECT, Run, RunServer, kill, run_options, server
 
 __all__ = ["server"]  # a fixture
 
+FULL = "No space left on device"
+
 NewRun = Callable[..., Run]
 
 
@@ -166,17 +168,25 @@ def test_a_second_launch_is_refused_on_every_rank(new_run: NewRun) -> None:
     assert run.launch().status == 0
 
 
+def test_the_last_save_is_tried_twice(new_run: NewRun) -> None:
+    run = new_run()
+    ended = run.launch(accidents=[{"place": "commit", "iter": 12, "fail": FULL}])
+    assert ended.status == 0
+    assert FULL in ended.output
+    assert run.committed() == [4, 8, 12]
+
+
 def test_a_save_that_fails_in_the_middle_is_logged_and_training_goes_on(new_run: NewRun) -> None:
     run = new_run()
-    ended = run.launch(accidents=[{"place": "commit", "iter": 8, "fail": "No space left on device"}])
+    ended = run.launch(accidents=[{"place": "commit", "iter": 8, "fail": FULL}])
     assert ended.status == 0
-    assert "No space left on device" in ended.output
+    assert FULL in ended.output
     assert run.committed() == [4, 12]
 
 
 def test_a_last_save_that_fails_is_1_and_the_next_launch_makes_up_for_it(new_run: NewRun) -> None:
     run, whole = new_run(), new_run("whole")
-    assert run.launch(accidents=[{"place": "commit", "iter": 12, "fail": "No space left on device"}]).status == 1
+    assert run.launch(accidents=[{"place": "commit", "iter": 12, "fail": FULL} for _ in range(2)]).status == 1
     assert run.committed() == [4, 8]
     assert run.status()["last_committed_iter"] == 8
     assert run.launch().status == 0
@@ -186,13 +196,40 @@ def test_a_last_save_that_fails_is_1_and_the_next_launch_makes_up_for_it(new_run
 
 def test_a_stop_that_cannot_be_saved_is_1_and_claims_no_save(new_run: NewRun) -> None:
     run = new_run()
-    full = {"place": "commit", "iter": 6, "fail": "No space left on device"}
-    ended = run.launch(accidents=[kill("step", 6, signal.SIGTERM), full])
+    ended = run.launch(accidents=[kill("step", 6, signal.SIGTERM), {"place": "commit", "iter": 6, "fail": FULL}])
     assert ended.status == 1
-    assert "No space left on device" in ended.output
+    assert FULL in ended.output
     assert "saved at iteration 6" not in ended.output
     assert run.status()["last_committed_iter"] == 4
     assert run.launch().status == 0
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_run_may_stop_at_a_save_that_fails(new_run: NewRun, num_ranks: int) -> None:
+    run, whole = new_run(train__save_failure="stop"), new_run("whole")
+    # every save from iteration 8 on: the writer is in the background, and the ranks stop a little later
+    full = [{"place": "commit", "iter": iteration, "fail": FULL} for iteration in range(8, 13) for _ in range(2)]
+    ended = run.launch(accidents=full, num_ranks=num_ranks)
+    assert ended.statuses == [1] * num_ranks, ended.outputs
+    assert FULL in ended.output
+    assert 'train.save_failure is "stop"' in ended.output
+    assert "the newest good set is that of iteration 4" in ended.output
+    assert "Traceback" not in ended.output
+    assert run.status()["state"] == "FAILED"
+    assert run.committed() == [4]
+    assert run.launch(num_ranks=num_ranks).status == 0
+    assert whole.launch(num_ranks=num_ranks).status == 0
+    assert run.hashes(12) == whole.hashes(12)
+
+
+def test_a_run_that_stops_at_a_save_that_fails_tries_once_more(new_run: NewRun) -> None:
+    run = new_run(train__save_failure="stop", train__checkpoint_save=5)
+    slow = {"place": "step", "iter": 6, "await": str(run.folder / "train.log"), "text": FULL}
+    ended = run.launch(accidents=[{"place": "commit", "iter": 5, "fail": FULL}, slow])
+    assert ended.status == 1
+    assert "at a second attempt" in ended.output
+    assert run.status()["state"] == "FAILED"
+    assert run.committed() in ([5], [6])  # the writer is in the background
 
 
 def test_damaged_sets_are_passed_over_and_the_run_ends_alike(new_run: NewRun) -> None:

@@ -45,6 +45,7 @@ def test_best_value_and_patience(
         "best_iter": best_iter,
         "num_tests_without_improvement": without,
         "last_test_iter": 10 * len(values),
+        "num_skipped_in_a_row": 0,
     }
 
 
@@ -65,3 +66,8 @@ def test_progress_does_not_change_in_place() -> None:
 def test_progress_survives_the_manifest() -> None:
     progress = after([0.5, 0.7, 0.6], "max")
     assert Progress(**dataclasses.asdict(progress)) == progress
+
+
+@pytest.mark.parametrize("value", [0.4, 0.6])  # a worse test and a better one
+def test_a_test_is_no_step_that_was_taken(value: float) -> None:
+    assert Progress(0.5, 10, 0, 10, num_skipped_in_a_row=3).after_test(20, value, "max").num_skipped_in_a_row == 3

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers import ONE_RANK
 from tests.run_helpers import in_child
-from utils.utils_signal import StopRequest, ignore_stop_signals, stop_signals
+from utils.utils_signal import SAVE_FAILED, StopRequest, ignore_stop_signals, stop_signals
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
@@ -32,6 +32,15 @@ def test_a_signal_sets_a_flag_that_agreed_returns(number: int) -> None:
         assert stop.signal_number == number
         assert 0 < stop.seconds_since_signal < 60
         assert stop.agreed() == number
+
+
+@pytest.mark.parametrize(("first", "expected"), [(None, SAVE_FAILED), (signal.SIGTERM, signal.SIGTERM)])
+def test_a_failed_save_asks_for_a_stop_unless_a_signal_has(first: int | None, expected: int) -> None:
+    with StopRequest(ONE_RANK) as stop:
+        if first:
+            send(first)
+        stop.save_failed()
+        assert stop.agreed() == expected
 
 
 def test_handlers_are_restored() -> None:

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,10 +37,13 @@ class Experiment:
     """`<path.root>/<task>/`; a relative root is relative to the project, whatever the working directory.
 
     Entering takes the folder's lock, so a second launch is refused before anything is written. With `dry_run` nothing
-    is written at all.
+    is written at all. A save that fails calls `on_save_failure` if `train.save_failure` is "stop".
     """
 
-    def __init__(self, opt: Options, dist: Dist, option_file: Path, dry_run: bool = False) -> None:
+    def __init__(
+        self, opt: Options, dist: Dist, option_file: Path, dry_run: bool = False,
+        on_save_failure: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.opt = opt
         self.folder = project_path(opt.path.root) / opt.task
         self.models = self.folder / "models"
@@ -49,9 +52,10 @@ class Experiment:
         self._option_file = option_file
         self._dry_run = dry_run
         self._checkpoints = CheckpointFolder(self.models)
-        self._writer = BackgroundWriter()
+        stops = opt.train.save_failure == "stop"
+        self._writer = BackgroundWriter(on_save_failure if stops else lambda: None)
         self._open = contextlib.ExitStack()
-        self._last_committed = 0
+        self.last_committed_iter = 0
         self._began_at: int | None = None
         self._state = "FAILED"
 
@@ -66,8 +70,8 @@ class Experiment:
         self._writer.close()
         if error is not None:
             self.log.failure(error)
-            if self._last_committed and not isinstance(error, UserError):
-                logger.error("The newest good set is that of iteration %s.", f"{self._last_committed:,}")
+            if self.last_committed_iter and not isinstance(error, UserError):
+                logger.error("The newest good set is that of iteration %s.", f"{self.last_committed_iter:,}")
         if self._dist.is_main and not self._dry_run:
             self._write_status(self._state)
         self.log.close()
@@ -127,7 +131,7 @@ class Experiment:
 
         def write(states: Any) -> None:
             self._checkpoints.commit(states, manifest, self.opt.train.max_to_keep)
-            self._last_committed = current_iter
+            self.last_committed_iter = current_iter
             self._write_status("RUNNING")
             logger.info(
                 "Saved iteration %s (%s), %.2f s in the background.",
@@ -148,9 +152,9 @@ class Experiment:
 
     def _find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
         resume = self._checkpoints.find_resume_point(parts, self._began_at)
-        self._last_committed = resume.iteration if resume else 0
+        self.last_committed_iter = resume.iteration if resume else 0
         if self._began_at is None:
-            self._began_at = self._last_committed
+            self._began_at = self.last_committed_iter
         self._write_status("RUNNING")
         reached("resume point chosen", self.folder)
         return resume
@@ -174,12 +178,12 @@ class Experiment:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # none yet, or not ours
             status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
             self._began_at = status.get("began_at_iter")
-            self._last_committed = status.get("last_committed_iter", 0)
+            self.last_committed_iter = status.get("last_committed_iter", 0)
 
     def _write_status(self, state: str) -> None:
         content = {
             "state": state,
-            "last_committed_iter": self._last_committed,
+            "last_committed_iter": self.last_committed_iter,
             "began_at_iter": self._began_at,
             "updated": f"{datetime.datetime.now():%F %T}",
         }

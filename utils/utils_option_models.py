@@ -118,10 +118,20 @@ class TrainOptions(Section):
         validate_default=True,
         description="epochs to train; with total_iter, whichever ends first; one of the two is required",
     )
+    nonfinite: Literal["stop", "skip"] = Field(
+        default="stop", description="what a loss or gradient of NaN or infinity does: stop the run or skip the step"
+    )
+    nonfinite_max_skips: Count = Field(
+        default=10, description="steps in a row that may be skipped before the run stops all the same"
+    )
+
     checkpoint_print: Every = Field(default=200, description='iterations between two log lines, or "epoch"')
     checkpoint_save: Every = Field(default=5000, description='iterations between two checkpoints, or "epoch"')
     checkpoint_test: Every = Field(default=5000, description='iterations between two tests, or "epoch"')
     max_to_keep: int = Field(default=5, ge=0, description="newest checkpoint sets to keep, at least 2; 0: all")
+    save_failure: Literal["continue", "stop"] = Field(
+        default="continue", description="what a checkpoint that cannot be written does: train on or stop the run"
+    )
     early_stop_patience: Count | None = Field(
         default=None, description="stop after this many tests without improvement; null: never"
     )

@@ -1,4 +1,4 @@
-"""The part of a run's progress that cannot be derived from its iteration: the best value and the patience."""
+"""The part of a run's progress that cannot be derived from its iteration: best value, patience, skipped steps."""
 
 import dataclasses
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Best metric so far and the tests since; saved in every manifest.
+    """Best metric so far, the tests since, the steps skipped just now; saved in every manifest.
 
     best_iter and last_test_iter are 0 before the first test.
     """
@@ -15,12 +15,13 @@ class Progress:
     best_iter: int = 0
     num_tests_without_improvement: int = 0
     last_test_iter: int = 0
+    num_skipped_in_a_row: int = 0
 
     def after_test(self, current_iter: int, value: float, mode: Literal["max", "min"]) -> "Progress":
         """Progress after a test that gave `value`; NaN never improves."""
         better = self.best_value is None or (value > self.best_value if mode == "max" else value < self.best_value)
         if better and value == value:
-            return Progress(value, current_iter, 0, current_iter)
+            return Progress(value, current_iter, 0, current_iter, self.num_skipped_in_a_row)
         return dataclasses.replace(
             self,
             num_tests_without_improvement=self.num_tests_without_improvement + 1,

@@ -15,6 +15,9 @@ logger = logging.getLogger("longhaul")
 
 _SIGNAL_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 
+SAVE_FAILED = 255
+"""Stands where the number of a signal does: this run is to stop because a save has failed."""
+
 
 def stop_signals() -> list[signal.Signals]:
     """The signals that save and stop, if the system has them: Ctrl-C, kill, a closed terminal, SLURM's warning."""
@@ -39,7 +42,7 @@ class StopRequest:
         self._requested = 0
         self._requested_at = 0.0
         self.signal_number = 0
-        """The signal that all ranks agreed to stop on, or 0."""
+        """The signal that all ranks agreed to stop on, SAVE_FAILED, or 0."""
         self._value = torch.zeros(1, dtype=torch.int32)
         self._work: torch.distributed.Work | None = None
         self._previous: dict[signal.Signals, Any] = {}
@@ -79,6 +82,10 @@ class StopRequest:
             self._value = torch.tensor([self._requested], dtype=torch.int32)
             self._work = self._dist.max_async(self._value)
         return self.signal_number
+
+    def save_failed(self) -> None:
+        """Stop as if a signal had come, with SAVE_FAILED for its number. From any thread of any rank."""
+        self._requested = self._requested or SAVE_FAILED
 
     @property
     def seconds_since_signal(self) -> float:

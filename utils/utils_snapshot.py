@@ -68,10 +68,11 @@ class BackgroundWriter:
     """Writes snapshots on one thread; per kind (the checkpoint set, the best model) one save is in flight.
 
     A save that fails is logged as an error, and training goes on with the older files; `failed` tells whether the last
-    save of any kind did.
+    save of any kind did. `on_failure` is called on the writer's thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_failure: Callable[[], None] = lambda: None) -> None:
+        self._on_failure = on_failure
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._snapshots: dict[str, Snapshot] = {}
         self._pending: dict[str, concurrent.futures.Future[None]] = {}
@@ -115,3 +116,4 @@ class BackgroundWriter:
         except Exception as error:  # a failed save must never end a run that is training well
             self._failed[kind] = True
             logger.error("The %s could not be saved: %s: %s", kind, type(error).__name__, error)
+            self._on_failure()
