@@ -8,6 +8,7 @@ Places: "step" (the update of that iteration is done), "test" (its test has begu
 "rename" (before rename number "count", from 1, of its set), "model" (before the file "name" is written),
 "feed" (the batches of the iterations in "iters" are NaN, on that rank, each time),
 "failpoint" ("name" is reached for "file"; the times that it was before are in "skip", none by default).
+"audit" names a file that gets a line for every path that any process of the run opens for writing, makes or removes.
 "trace" names a file that gets a line for every failpoint reached on rank 0: its name, a tab, and the file.
 "forget" names what a resume leaves out: "optimizerG", "E", "buffers", "position", "progress" or "prepare".
 """
@@ -116,6 +117,23 @@ def trace(file: Path) -> None:
         watch(note)
 
 
+_CHANGING_EVENTS = {"os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1, "os.rename": 2, "os.link": 2}
+
+
+def audit(file: Path) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        num_paths = _CHANGING_EVENTS.get(event, 0)
+        if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+            num_paths = 1
+        for path in arguments[:num_paths]:
+            if isinstance(path, str | bytes | os.PathLike):  # not the number of a file that is open already
+                os.write(descriptor, os.fsencode(Path(os.fsdecode(path)).absolute()) + b"\n")
+
+    sys.addaudithook(note)
+
+
 def arm(accident: Accident) -> None:
     """Patch the place where the accident is to happen."""
     place, iteration = accident.get("place"), accident.get("iter")
@@ -166,6 +184,8 @@ def arm(accident: Accident) -> None:
 
     if "forget" in accident:
         forget(accident["forget"])
+    elif "audit" in accident:
+        audit(Path(accident["audit"]))
     elif place == "feed":
         before(ModelPlain, "optimize_parameters", at_update)
         after(ModelPlain, "update_E", lambda *_: current.update(update=0))

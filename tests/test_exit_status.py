@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,19 @@ def test_synthetic_data_is_said_loudly(new_run: NewRun, tmp_path: Path) -> None:
     for text in (ended.output, run.log()):
         assert "SYNTHETIC DATA" in text
     assert run.model("final_model.pth")["synthetic"]
+
+
+def test_nothing_is_written_outside_the_experiment_and_the_cache(new_run: NewRun, session_cache: Path) -> None:
+    run = new_run(
+        log__tensorboard=True, datasets__train__resident=False, datasets__train__dataloader_num_workers=2
+    )  # fmt: skip
+    record = run.folder.parent.parent / "audit"
+    ended = run.launch(accidents=[{"audit": str(record)}], num_ranks=2)
+    assert ended.statuses == [0, 0], ended.outputs
+    changed = {Path(line) for line in record.read_text().splitlines()}
+    assert run.models / "12_G.pth" in changed
+    faces = Path(run.options["datasets"]["train"]["dataroot"])
+    cache = (str(session_cache), f"{faces}.", str(faces.with_name(f".{faces.name}.")))
+    sockets = f"{tempfile.gettempdir()}/pymp-"  # Python's, between the trainer and its workers
+    outside = {path for path in changed if not str(path).startswith((str(run.folder), *cache, sockets, "/dev/"))}
+    assert outside == {run.folder.parent, faces.parent}  # made if they are missing

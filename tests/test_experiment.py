@@ -204,11 +204,21 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, make: Callable[..., Experiment
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(make: Callable[..., Experiment]) -> None:
     with make() as experiment:
         save(experiment, 4)
-    mine = [experiment.models / ".hidden", experiment.models / "8_G.pth.tmp", experiment.folder / "notes.tmp"]
+    mine = [
+        experiment.models / ".hidden",
+        experiment.models / "8_G.pth.tmp",
+        experiment.models / ".thesis.pth.4711.tmp",
+        experiment.folder / "notes.tmp",
+        experiment.folder / ".notes.md.4711.tmp",
+    ]
     left = [
         experiment.models / ".8_G.pth.4711.tmp",
+        experiment.models / ".8_manifest.json.4711.tmp",
+        experiment.models / ".best_model.pth.4711.tmp",
         experiment.folder / ".status.json.4711.tmp",
-        experiment.folder / "options" / ".a.json.1.tmp",
+        experiment.folder / ".metrics.csv.4711.tmp",
+        experiment.folder / "options" / ".fer_260102_030405.json.1.tmp",
+        experiment.folder / "options" / ".fer_260102_030405_2.json.1.tmp",
     ]
     for path in (*mine, *left):
         path.write_text("x")

@@ -5,6 +5,7 @@ import dataclasses
 import datetime
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,12 @@ from utils.utils_state_file import write_model
 logger = logging.getLogger("longhaul")
 
 _SUBFOLDERS = ("models", "options", "images", "tb")
+
+# path.root and task may name any folder: nothing but what an experiment writes is ever removed from it.
+_OWN_NAME = re.compile(
+    r"status\.json|metrics\.csv|(best|final)_model\.pth|\d+_(G|E|optimizerG)\.pth|\d+_manifest\.json"
+    r"|.+_\d{6}_\d{6}(_\d+)?\.json"
+)
 
 
 class Experiment:
@@ -170,7 +177,8 @@ class Experiment:
         self._open.enter_context(FolderLock(self.folder))
         for folder in (self.folder, self.models, self.folder / "options"):
             for entry in folder.iterdir():
-                if TEMPORARY_NAME.fullmatch(entry.name):  # what a killed writer left behind
+                temporary = TEMPORARY_NAME.fullmatch(entry.name)
+                if temporary and _OWN_NAME.fullmatch(temporary[1]) and entry.is_file():  # a killed writer left it
                     entry.unlink()
                     reached("stale temporary file removed", entry)
         bar = self.opt.log.progress_bar

@@ -12,7 +12,7 @@ from typing import IO, Any
 from utils.utils_failpoint import reached
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
-TEMPORARY_NAME = re.compile(r"\..+\.\d+\.tmp")
+TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
 
 # What some network file systems answer; they keep directories in their own order.
 _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
