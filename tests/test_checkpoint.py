@@ -355,6 +355,22 @@ def test_a_kill_while_pruning_leaves_the_newest_sets(tmp_path: Path) -> None:
     assert set_names(4, 6) <= names(tmp_path)
 
 
+def test_a_set_is_committed_even_if_an_old_one_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    commit(tmp_path, 2, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        checkpoints = commit(tmp_path, 6, max_to_keep=2)
+    assert "2_manifest.json" in messages(logged.records, logging.WARNING)
+    assert holds(checkpoints.find_resume_point(PARTS), 6)
+    commit(tmp_path, 8, max_to_keep=2)
+    assert names(tmp_path) == set_names(6, 8)
+
+
 def test_a_committed_set_is_never_rewritten(tmp_path: Path) -> None:
     checkpoints = commit(tmp_path, 4)
     before = {name: (sha256_of(tmp_path / name), (tmp_path / name).stat().st_ino) for name in names(tmp_path)}

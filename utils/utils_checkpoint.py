@@ -91,7 +91,10 @@ class CheckpointFolder:
         with atomic_write(self.folder / manifest_name(manifest.iteration), "w") as file:
             file.write(_manifest_text(committed))
         if max_to_keep:
-            self._prune(max_to_keep)
+            try:
+                self._prune(max_to_keep)
+            except OSError as error:  # the set is committed all the same
+                logger.warning("An old checkpoint set could not be removed: %s", error)
         return committed
 
     def find_resume_point(self, parts: Sequence[str], began_at: int | None = None) -> ResumePoint | None:
