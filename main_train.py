@@ -21,7 +21,7 @@ from models.model_plain import NonFiniteLossError
 from models.select_model import MODEL_TABLES
 from trainer import Trainer
 from utils import utils_option as option
-from utils.utils_dist import Dist, launched_rank, process_group
+from utils.utils_dist import Dist, is_lost_rank, launched_rank, process_group
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment
 from utils.utils_logger import start_console
@@ -101,6 +101,15 @@ def main() -> int:
         logger.error(
             "Stopped: %s. Lower the learning rate, clip the gradient, or skip such steps (train.nonfinite), "
             "and launch again.", error,
+        )  # fmt: skip
+        return 1
+    except RuntimeError as error:
+        if not is_lost_rank(error):
+            raise
+        logger.error(
+            "Rank %d stopped: another rank has ended or cannot be reached (%s). Look at what that rank said, then "
+            "launch the same command again; torchrun does so by itself with --max-restarts.",
+            launched_rank(), str(error).splitlines()[0],
         )  # fmt: skip
         return 1
 

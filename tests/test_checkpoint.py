@@ -358,7 +358,7 @@ def test_a_kill_while_pruning_leaves_the_newest_sets(tmp_path: Path) -> None:
 def test_a_set_is_committed_even_if_an_old_one_cannot_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
 ) -> None:
-    def refuse(path: Path, missing_ok: bool = False) -> None:
+    def refuse(path: Path, **_: bool) -> None:
         raise PermissionError(1, "Operation not permitted", str(path))
 
     commit(tmp_path, 2, 4)

@@ -217,6 +217,20 @@ def test_more_ranks_end_like_as_many_uninterrupted_ones(
     assert differences(straight(num_ranks), run) == []
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_other_ranks_end_with_a_message_when_one_is_killed(new_run: NewRun, victim: int) -> None:
+    run = new_run()
+    ranks = run.start(accidents=[kill("step", 7, rank=victim)], num_ranks=2)
+    assert ranks[victim].wait() == -signal.SIGKILL
+    survivor = ranks[1 - victim]
+    assert survivor.wait() == 1
+    assert f"Rank {1 - victim} stopped: another rank has ended" in survivor.output
+    assert "Traceback" not in survivor.output
+    if victim == 1:
+        assert "The newest good set is that of iteration 4." in survivor.output
+        assert run.status()["state"] == "FAILED"
+
+
 def test_only_rank_0_talks_and_the_ranks_agree_on_the_iteration(new_run: NewRun) -> None:
     run = new_run()
     ended = run.launch(accidents=[kill("step", 4, signal.SIGTERM, rank=1)], num_ranks=2)

@@ -144,6 +144,13 @@ def leave_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
+def is_lost_rank(error: RuntimeError) -> bool:
+    """Whether a collective failed because another rank is gone; gloo says so in words only."""
+    if not is_launched_distributed():
+        return False
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+
+
 def _device(local_rank: int, local_world_size: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
