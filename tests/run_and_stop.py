@@ -1,14 +1,17 @@
 """main_train.py with accidents at definite places: `run_and_stop.py [ACCIDENT ...] -- <arguments of main_train.py>`.
 
-An accident is JSON: {"place", "iter", "signal" or "fail", "rank", "to"}; it happens once, on that rank (0 by default).
-A signal goes to the process itself, or "to" its "launcher" or its "group" (the trainer and its loader workers).
+An accident is JSON: {"place", "iter", "signal" or "fail", "rank", "to"}; it happens once, on that rank (0 by default);
+with a file "once" it happens in one launch only. It may "sleep" some seconds, after the signal if there is one.
+A signal goes to the process itself, or "to" its "launcher", its "group" (the trainer and its loader workers), the
+"ranks" on this machine, the "step" (they and their launcher, as SLURM does) or one loader "worker".
 It waits until the file "committed" exists, or the file "await" holds "text", because sets are written in the
-background; without "signal" and "fail" that is all.
+background.
 Places: "step" (the update of that iteration is done), "test" (its test has begun), "commit" (its set is committed),
 "rename" (before rename number "count", from 1, of its set), "model" (before the file "name" is written),
 "feed" (the batches of the iterations in "iters" are NaN, on that rank, each time),
 "failpoint" ("name" is reached for "file"; the times that it was before are in "skip", none by default).
 "audit" names a file that gets a line for every path that any process of the run opens for writing, makes or removes.
+"record" names a folder where each rank writes down the samples that its updates are fed.
 "trace" names a file that gets a line for every failpoint reached on rank 0: its name, a tab, and the file.
 "forget" names what a resume leaves out: "optimizerG", "E", "buffers", "position", "progress" or "prepare".
 """
@@ -16,6 +19,7 @@ Places: "step" (the update of that iteration is done), "test" (its test has begu
 import functools
 import json
 import math
+import multiprocessing
 import os
 import re
 import sys
@@ -72,21 +76,46 @@ def own_rank() -> int:
 
 def strike(accident: Accident) -> None:
     """Let the accident happen, once."""
-    if accident.pop("has_happened", False) or own_rank() != accident.get("rank", 0):
+    if accident.get("has_happened") or own_rank() != accident.get("rank", 0):
         return
     accident["has_happened"] = True
+    if "once" in accident and not is_first(Path(accident["once"])):
+        return
     while "committed" in accident and not Path(accident["committed"]).exists():
         time.sleep(0.001)
     while "await" in accident and accident["text"] not in Path(accident["await"]).read_text():
         time.sleep(0.001)
     if "fail" in accident:
         raise OSError(28, accident["fail"])
-    if "signal" not in accident:
-        return
-    if accident.get("to") == "group":
-        os.killpg(os.getpgrp(), accident["signal"])
-    else:
-        os.kill(os.getppid() if accident.get("to") == "launcher" else os.getpid(), accident["signal"])
+    if "signal" in accident:
+        for pid in targets(accident.get("to", "self")):
+            os.kill(pid, accident["signal"])
+    time.sleep(accident.get("sleep", 0))
+
+
+def is_first(marker: Path) -> bool:
+    """Whether this launch is the first to get here."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def targets(to: str) -> list[int]:
+    """The processes that a signal goes to; a negative number stands for a process group, as in os.kill."""
+    launcher = os.getppid()
+    if to == "self":
+        return [os.getpid()]
+    if to == "launcher":
+        return [launcher]
+    if to == "group":
+        return [-os.getpgrp()]
+    if to == "worker":
+        return [process.pid for process in multiprocessing.active_children()[:1] if process.pid]
+    stats = (stat.read_text() for stat in Path("/proc").glob("[0-9]*/stat"))
+    ranks = [int(text.split()[0]) for text in stats if int(text.rpartition(")")[2].split()[1]) == launcher]
+    return {"ranks": ranks, "step": [launcher, *ranks]}[to]
 
 
 def watch(happen: Callable[[Failpoint, Path], None]) -> None:
@@ -186,12 +215,14 @@ def arm(accident: Accident) -> None:
         forget(accident["forget"])
     elif "audit" in accident:
         audit(Path(accident["audit"]))
+    elif "record" in accident:
+        record(Path(accident["record"]) / f"rank_{own_rank()}")
+    elif "trace" in accident:
+        trace(Path(accident["trace"]))
     elif place == "feed":
         before(ModelPlain, "optimize_parameters", at_update)
         after(ModelPlain, "update_E", lambda *_: current.update(update=0))
         after(ModelPlain, "feed_data", spoil)
-    elif "trace" in accident:
-        trace(Path(accident["trace"]))
     elif place == "failpoint":
         watch(at_failpoint)
     elif place == "step":
@@ -210,6 +241,17 @@ def arm(accident: Accident) -> None:
         before(utils.utils_experiment, "write_model", at_model)
     else:
         raise ValueError(f"no such place: {place}")
+
+
+def record(path: Path) -> None:
+    """Append a line for every update: its iteration and the names of the samples that this rank is fed."""
+
+    def write_down(_model: ModelPlain, micro_batches: Sequence[Any], current_iter: int) -> None:
+        names = [name for batch in micro_batches for name in batch["name"]]
+        with open(path, "a") as file:
+            print(json.dumps({"iter": current_iter, "names": names}), file=file)
+
+    before(ModelPlain, "optimize_parameters", write_down)
 
 
 def forget(piece: str) -> None:

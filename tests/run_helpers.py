@@ -23,6 +23,9 @@ from utils.utils_file import sha256_of
 PROJECT = Path(__file__).resolve().parent.parent
 DEADLINE = 120.0
 PARTS = ("G", "E", "optimizerG")
+LAST = 12
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 Accident = dict[str, Any]
 
@@ -89,6 +92,38 @@ class Ended:
         self.outputs = [rank.output for rank in ranks]
 
 
+class RealLaunch:
+    """A launch through the real command, in a session of its own; its output goes to a file."""
+
+    def __init__(self, run: "Run", command: Sequence[str]) -> None:
+        self._run = run
+        self._output = run.option_file.with_name("output")
+        with open(self._output, "w") as output:
+            self.process = subprocess.Popen(
+                command, cwd=run.option_file.parent, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def wait(self, seconds: float = DEADLINE) -> int:
+        """The exit status of the command, -n for signal n, once its last process has ended."""
+        wait_until(self._has_ended, seconds, lambda: f"no end of the launch:\n{self.output}", self.kill)
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """SIGKILL to all its processes."""
+        for pid in self._run.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def _has_ended(self) -> bool:
+        return self.process.poll() is not None and not self._run.processes()
+
+
 class Run:
     """One experiment: an option file and the folder that its launches write."""
 
@@ -101,13 +136,7 @@ class Run:
 
     def start(self, *arguments: str, accidents: Sequence[Accident] = (), num_ranks: int = 1) -> list[Launched]:
         """Launch one process a rank, as torchrun does, and return at once."""
-        command = [
-            *(json.dumps(self._after_the_last_save(each)) for each in accidents),
-            "--",
-            "-opt",
-            str(self.option_file),
-            *arguments,
-        ]
+        command = [*self._armed(accidents), "--", "-opt", str(self.option_file), *arguments]
         if num_ranks == 1:
             return [self._server.start(command)]
         # As torchrun does, the launcher keeps the store through which the ranks meet.
@@ -127,6 +156,26 @@ class Run:
             )
             for rank in range(num_ranks)
         ]  # fmt: skip
+
+    def command(self, *arguments: str, accidents: Sequence[Accident] = (), launcher: Sequence[str] = ()) -> list[str]:
+        """The command line of a launch; with accidents run_and_stop.py stands in for main_train.py."""
+        armed = self._armed(accidents)
+        script = ["tests/run_and_stop.py", *armed, "--"] if armed else ["main_train.py"]
+        options = ["-opt", str(self.option_file), *arguments]
+        return [sys.executable, *launcher, str(PROJECT / script[0]), *script[1:], *options]
+
+    def real_launch(
+        self, *arguments: str, accidents: Sequence[Accident] = (), launcher: Sequence[str] = ()
+    ) -> "RealLaunch":
+        """Launch as a user does, in a session of its own, and return at once."""
+        return RealLaunch(self, self.command(*arguments, accidents=accidents, launcher=launcher))
+
+    def processes(self) -> list[int]:
+        """The live processes whose command line names this run: of a real launch all, its agent and workers too."""
+        return [pid for pid in live_processes() if str(self.option_file).encode() in command_line(pid)]
+
+    def _armed(self, accidents: Sequence[Accident]) -> list[str]:
+        return [json.dumps(self._after_the_last_save(each)) for each in accidents]
 
     def _after_the_last_save(self, accident: Accident) -> Accident:
         """A SIGKILL in the loop waits for the set that was due before it: that is what the next launch resumes from."""
@@ -183,7 +232,7 @@ def run_options(folder: Path, **changes: Any) -> dict[str, Any]:
     csv_file = tiny_csv(folder)
     options = changed(
         tiny_option_mapping(folder, csv_file),
-        train__total_iter=12, train__checkpoint_save=4, train__amp="bf16", train__channels_last=True,
+        train__total_iter=LAST, train__checkpoint_save=4, train__amp="bf16", train__channels_last=True,
     )  # fmt: skip
     return changed(options, **changes)
 
@@ -192,6 +241,8 @@ def kill(place: str, iteration: int, number: int = signal.SIGKILL, **more: Any) 
     """A signal at a definite place, see run_and_stop.py."""
     return {"place": place, "iter": iteration, "signal": int(number), **more}
 
+
+NewRun = Callable[..., Run]
 
 _servers: list[RunServer] = []
 
@@ -204,6 +255,61 @@ def server(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Ite
         _servers.append(RunServer(tmp_path_factory.mktemp("launches")))
     yield _servers[0]
     _servers[0].close()
+
+
+@pytest.fixture(scope="module")
+def new_run(server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> NewRun:
+    """A fresh experiment; changes of the options as tiny_options takes them."""
+    data = tmp_path_factory.mktemp("data")
+    options = run_options(data)
+
+    def new_run(**changes: Any) -> Run:
+        return Run(server, tmp_path_factory.mktemp("run"), changed(options, **changes))
+
+    return new_run
+
+
+@pytest.fixture(scope="module")
+def many_faces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Changes for 3 and 4 ranks, which do not divide a batch of 8."""
+    csv = tiny_csv(tmp_path_factory.mktemp("faces"), num_train=52, num_test=11)
+    return {"datasets__train__dataroot": csv, "datasets__train__dataloader_batch_size": 48}
+
+
+@pytest.fixture(scope="module")
+def straight(new_run: NewRun, many_faces: dict[str, Any]) -> Callable[[int], Run]:
+    """The uninterrupted run on so many ranks, launched once."""
+    done: dict[int, Run] = {}
+
+    def straight(num_ranks: int = 1) -> Run:
+        if num_ranks not in done:
+            done[num_ranks] = new_run(**(many_faces if num_ranks > 2 else {}))
+            assert done[num_ranks].launch(num_ranks=num_ranks).statuses == [0] * num_ranks
+        return done[num_ranks]
+
+    return straight
+
+
+def differences(first: Run, second: Run, last: int = LAST) -> list[str]:
+    """What differs at the end of two runs: files of the last set, manifest, test rows, best and final model."""
+    parts = {part: (first.hashes(last)[part], second.hashes(last)[part]) for part in first.hashes(last)}
+    pairs = {
+        **parts,
+        "progress": (first.manifest(last)["progress"], second.manifest(last)["progress"]),
+        "stream": (first.manifest(last)["stream"], second.manifest(last)["stream"]),
+        "test rows": (first.rows("test"), second.rows("test")),
+        "best_model": (portable(first, "best_model.pth"), portable(second, "best_model.pth")),
+        "final_model": (portable(first, "final_model.pth"), portable(second, "final_model.pth")),
+    }
+    return [name for name, (one, other) in pairs.items() if one != other]
+
+
+def portable(run: Run, name: str) -> dict[str, Any]:
+    """A self-contained model as plain values, without the options, which name the folder."""
+    content = run.model(name)
+    del content["options"]
+    weights = content.pop("model_state_dict")
+    return {**content, "weights": {key: (value.dtype, value.tolist()) for key, value in weights.items()}}
 
 
 @contextlib.contextmanager
@@ -267,10 +373,33 @@ def truncate(path: Path) -> None:
 
 def session_members(session: int) -> list[int]:
     """The live processes of a session: a trainer that was forked as its leader, and its loader workers. Linux only."""
-    found = []
+    return [pid for pid, (_state, _parent, _group, its_session) in live_processes().items() if its_session == session]
+
+
+def live_processes() -> dict[int, tuple[str, int, int, int]]:
+    """Process id -> state, parent, group and session, without zombies. Linux only."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # the process has ended meanwhile
-            state, _parent, _group, its_session = stat.read_text().rpartition(")")[2].split()[:4]
-            if int(its_session) == session and state != "Z":
-                found.append(int(stat.parent.name))
+            state, *ids = stat.read_text().rpartition(")")[2].split()[:4]
+            if state != "Z":
+                parent, group, session = map(int, ids)
+                found[int(stat.parent.name)] = (state, parent, group, session)
     return found
+
+
+def command_line(pid: int) -> bytes:
+    """Arguments of a process, each ended by a zero; empty once it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a SIGSTOP holds the process."""
+    return live_processes().get(pid, ("",))[0] == "T"
+
+
+def everything(folder: Path) -> dict[str, int]:
+    """All files and folders below, with the time of their last change."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import changed
-from tests.run_helpers import PROJECT, Run, RunServer, kill, run_options, server, wait_until
+from tests.run_helpers import PROJECT, Run, RunServer, everything, is_stopped, kill, run_options, server, wait_until
 
 __all__ = ["server"]  # a fixture
 
@@ -24,14 +24,6 @@ NewRun = Callable[..., Run]
 def new_run(server: RunServer, tmp_path: Path) -> NewRun:
     options = run_options(tmp_path, val__metrics=[], val__best_metric="loss", val__best_mode="min")
     return lambda name="run", **changes: Run(server, tmp_path / name, changed(options, **changes))
-
-
-def everything(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-def is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @pytest.mark.parametrize(

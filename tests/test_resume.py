@@ -4,92 +4,37 @@ Each run trains with everything on: BatchNorm, dropout, all augmentations, mixup
 iterations end in mid-epoch. The negative controls at the end lose one piece each, and must end otherwise.
 """
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers import changed, tiny_csv
+from tests.helpers import tiny_csv
 from tests.run_helpers import (
     DEADLINE,
-    PROJECT,
+    ENVIRONMENT,
+    LAST,
+    TORCHRUN,
     Accident,
     Ended,
+    NewRun,
     Run,
-    RunServer,
+    differences,
     kill,
-    run_options,
+    many_faces,
+    new_run,
+    portable,
     server,
     session_members,
+    straight,
 )
 
-__all__ = ["server"]  # a fixture
+__all__ = ["many_faces", "new_run", "server", "straight"]  # fixtures
 
-LAST = 12
 SIGTERM = 128 + signal.SIGTERM
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
-
-NewRun = Callable[..., Run]
-
-
-@pytest.fixture(scope="module")
-def new_run(server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> NewRun:
-    """A fresh experiment; changes of the options as tiny_options takes them."""
-    data = tmp_path_factory.mktemp("data")
-    options = run_options(data)
-
-    def new_run(**changes: Any) -> Run:
-        return Run(server, tmp_path_factory.mktemp("run"), changed(options, **changes))
-
-    return new_run
-
-
-@pytest.fixture(scope="module")
-def many_faces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Changes for 3 and 4 ranks, which do not divide a batch of 8."""
-    csv = tiny_csv(tmp_path_factory.mktemp("faces"), num_train=52, num_test=11)
-    return {"datasets__train__dataroot": csv, "datasets__train__dataloader_batch_size": 48}
-
-
-@pytest.fixture(scope="module")
-def straight(new_run: NewRun, many_faces: dict[str, Any]) -> Callable[[int], Run]:
-    """The uninterrupted run on so many ranks, launched once."""
-    done: dict[int, Run] = {}
-
-    def straight(num_ranks: int = 1) -> Run:
-        if num_ranks not in done:
-            done[num_ranks] = new_run(**(many_faces if num_ranks > 2 else {}))
-            assert done[num_ranks].launch(num_ranks=num_ranks).statuses == [0] * num_ranks
-        return done[num_ranks]
-
-    return straight
-
-
-def differences(first: Run, second: Run, last: int = LAST) -> list[str]:
-    """What differs at the end of two runs: files of the last set, manifest, test rows, best and final model."""
-    parts = {part: (first.hashes(last)[part], second.hashes(last)[part]) for part in first.hashes(last)}
-    pairs = {
-        **parts,
-        "progress": (first.manifest(last)["progress"], second.manifest(last)["progress"]),
-        "stream": (first.manifest(last)["stream"], second.manifest(last)["stream"]),
-        "test rows": (first.rows("test"), second.rows("test")),
-        "best_model": (portable(first, "best_model.pth"), portable(second, "best_model.pth")),
-        "final_model": (portable(first, "final_model.pth"), portable(second, "final_model.pth")),
-    }
-    return [name for name, (one, other) in pairs.items() if one != other]
-
-
-def portable(run: Run, name: str) -> dict[str, Any]:
-    """A self-contained model as plain values, without the options, which name the folder."""
-    content = run.model(name)
-    del content["options"]
-    weights = content.pop("model_state_dict")
-    return {**content, "weights": {key: (value.dtype, value.tolist()) for key, value in weights.items()}}
 
 
 def resumed_from(ended: Ended) -> int:
@@ -259,16 +204,12 @@ def test_another_number_of_ranks_keeps_the_data(new_run: NewRun, before: int, no
     assert "EXACT" not in again.output
 
 
-def command(run: Run, *arguments: str, launcher: tuple[str, ...] = (), script: str = "main_train.py") -> list[str]:
-    return [sys.executable, *launcher, str(PROJECT / script), *arguments, "-opt", str(run.option_file)]
-
-
 def test_the_real_command_ends_like_a_forked_one(
     straight: Callable[[int], Run], new_run: NewRun, tmp_path: Path
 ) -> None:
     run = new_run()
     ended = subprocess.run(
-        command(run), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE, check=False
+        run.command(), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE, check=False
     )
     assert ended.returncode == 0, ended.stderr
     assert differences(straight(1), run) == []
@@ -278,10 +219,8 @@ def test_torchrun_stopped_by_sigterm_ends_like_uninterrupted_ranks(
     straight: Callable[[int], Run], new_run: NewRun, tmp_path: Path
 ) -> None:
     run = new_run()
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    accident = '{"place": "step", "iter": 6, "signal": 15, "to": "launcher"}'
-    stopping = command(run, accident, "--", launcher=launcher, script="tests/run_and_stop.py")
-    for arguments, status, state in ((stopping, 1, "PREEMPTED"), (command(run, launcher=launcher), 0, "DONE")):
+    stopping = run.command(accidents=[kill("step", 6, signal.SIGTERM, to="launcher")], launcher=TORCHRUN)
+    for arguments, status, state in ((stopping, 1, "PREEMPTED"), (run.command(launcher=TORCHRUN), 0, "DONE")):
         ended = subprocess.run(
             arguments, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=DEADLINE, check=False
         )
