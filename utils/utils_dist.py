@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from utils.utils_error import UserError
 
@@ -121,7 +123,7 @@ def process_group(num_threads: int | None = None) -> Iterator[Dist]:
     if not is_launched_distributed():
         yield Dist(device=device, num_threads=threads)
         return
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _init_process_group("nccl" if device.type == "cuda" else "gloo")
     control = torch.distributed.new_group(backend="gloo")
     _groups.extend([torch.distributed.group.WORLD, control])
     try:
@@ -149,6 +151,21 @@ def is_lost_rank(error: RuntimeError) -> bool:
     if not is_launched_distributed():
         return False
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
+
+
+def _init_process_group(backend: str) -> None:
+    """Join the group through the launcher's store.
+
+    When torchrun restarts its ranks (--max-restarts) it keeps its store (torch 2.13), where they would find the
+    addresses of those that died: a restart gets keys of its own. Only on a single machine do all ranks count alike.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restart == "0" or os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
+        torch.distributed.init_process_group(backend)
+        return
+    store, rank, world_size = next(rendezvous("env://"))
+    store = PrefixStore(f"restart_{restart}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def _device(local_rank: int, local_world_size: int) -> torch.device:
