@@ -1,7 +1,10 @@
 """What people see of a run: console, train.log, metrics.csv, TensorBoard and a progress bar. Only rank 0 writes."""
 
+import atexit
+import contextlib
 import csv
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from utils.utils_file import atomic_write
 from utils.utils_metrics import MetricValue
+from utils.utils_tensorboard import TensorBoard
 from utils.utils_visualise import confusion_figure
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
     from tqdm import tqdm
 
 logger = logging.getLogger("longhaul")
@@ -28,8 +31,27 @@ class _ConsoleHandler(logging.Handler):
         from tqdm import tqdm
 
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        tqdm.write(self.format(record), file=stream)
-        stream.flush()
+        with contextlib.suppress(OSError):  # a closed terminal or a full disk must not end a run; train.log has it all
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
+
+
+class _LogFileHandler(logging.FileHandler):
+    """train.log; the console says once if it cannot be written. The last lines are kept until there is room again."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed:
+            self._has_failed = True
+            logger.error("train.log could not be written: %s", error)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # has been said
+            super().close()
 
 
 def start_console(is_main: bool) -> None:
@@ -39,6 +61,16 @@ def start_console(is_main: bool) -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    atexit.register(_drop_what_the_console_refuses)
+
+
+def _drop_what_the_console_refuses() -> None:
+    """Lose what a closed terminal will not take; Python would end with status 120 over it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class MetricsFile:
@@ -47,19 +79,26 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._columns: list[str] = list(_FIXED_COLUMNS)
+        self._pending: list[Mapping[str, Any]] = []
         if path.exists():
             self._columns = self._read()[0] or self._columns
-            self._rewrite()  # a kill may have torn the last line
+            self._rewrite(self._columns)  # a kill may have torn the last line
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; it is in the file when this returns."""
-        if added := [name for name in row if name not in self._columns]:
-            self._columns += added
-            self._rewrite()
-        elif not self._path.exists():
-            self._rewrite()
-        with open(self._path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerow(row)
+        """Add one row; it is in the file when this returns. A row that raises OSError comes with the next one."""
+        self._pending.append(row)
+        columns = list(dict.fromkeys([*self._columns, *(name for row in self._pending for name in row)]))
+        if columns != self._columns or not self._path.exists():
+            self._rewrite(columns)
+            self._columns = columns
+        size = self._path.stat().st_size
+        try:
+            with open(self._path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self._columns, lineterminator="\n").writerows(self._pending)
+        except OSError:
+            os.truncate(self._path, size)  # the next row must not continue a torn line
+            raise
+        self._pending = []
 
     def _read(self) -> tuple[list[str], list[dict[str, str]]]:
         if not self._path.exists():
@@ -68,10 +107,10 @@ class MetricsFile:
         reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
         return list(reader.fieldnames or []), list(reader)
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, columns: Sequence[str]) -> None:
         rows = self._read()[1]
         with atomic_write(self._path, "w") as file:
-            writer = csv.DictWriter(file, self._columns, lineterminator="\n", extrasaction="ignore")
+            writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -83,12 +122,12 @@ class RunLog:
         self._folder = folder
         self._tensorboard = tensorboard and folder is not None
         self._progress_bar = progress_bar and folder is not None
-        self._writer: SummaryWriter | None = None
+        self._tb: TensorBoard | None = None
         self._metrics: MetricsFile | None = None
         self._file_handler: logging.Handler | None = None
         self._bar: tqdm[Any] | None = None
         if folder is not None:
-            self._file_handler = logging.FileHandler(folder / "train.log", encoding="utf-8")
+            self._file_handler = _LogFileHandler(folder / "train.log", encoding="utf-8")
             self._file_handler.setFormatter(
                 logging.Formatter("%(asctime)s.%(msecs)03d  %(message)s", "%y-%m-%d %H:%M:%S")
             )
@@ -102,10 +141,8 @@ class RunLog:
         self._last_iter = start_iter
         self._paused_since_last = 0.0
         if self._tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
             assert self._folder is not None
-            self._writer = SummaryWriter(str(self._folder / "tb"), purge_step=start_iter + 1)
+            self._tb = TensorBoard(self._folder / "tb", purge_step=start_iter + 1)
         if self._progress_bar:
             from tqdm import tqdm
 
@@ -147,13 +184,13 @@ class RunLog:
 
     def image(self, tag: str, image: Any, current_iter: int) -> None:
         """Add a (C, H, W) image in [0, 1] to TensorBoard."""
-        if self._writer is not None:
-            self._writer.add_image(tag, image, current_iter)
+        if self._tb is not None:
+            self._tb.add("image", tag, image, current_iter)
 
     @property
     def wants_images(self) -> bool:
         """Whether pictures go anywhere."""
-        return self._writer is not None
+        return self._tb is not None
 
     def failure(self, error: BaseException) -> None:
         """Write how the launch ended to train.log alone; the console gets it from whoever handles the error."""
@@ -166,8 +203,8 @@ class RunLog:
         """Flush and close everything."""
         if self._bar is not None:
             self._bar.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._tb is not None:
+            self._tb.close()
         if self._file_handler is not None:
             logger.removeHandler(self._file_handler)
             self._file_handler.close()
@@ -185,9 +222,9 @@ class RunLog:
                 rows.append(each)
             else:
                 scalars[f"{prefix}_{label}"] = each
-        if rows and self._writer is not None:
+        if rows and self._tb is not None:
             title = f"{tag.replace('/', ': ').replace('_', ' ')}, iteration {current_iter:,}"
-            self._writer.add_figure(tag, confusion_figure(rows, class_names, title), current_iter, close=True)
+            self._tb.add("figure", tag, confusion_figure(rows, class_names, title), current_iter)
         return scalars
 
     def _record(
@@ -200,12 +237,10 @@ class RunLog:
                 self._metrics.append(row)
             except OSError as error:  # a full disk must not end a run that could still finish
                 logger.error("metrics.csv could not be written: %s", error)
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{split}/{name}", value, current_iter)
-            if speed is not None:
-                self._writer.add_scalar("train/images_per_s", speed, current_iter)
-                self._writer.add_scalar("train/lr", lr, current_iter)
+        if self._tb is not None:
+            speed_and_rate = {} if speed is None else {"images_per_s": speed, "lr": lr}
+            for name, value in {**values, **speed_and_rate}.items():
+                self._tb.add("scalar", f"{split}/{name}", value, current_iter)
 
 
 def duration(seconds: float) -> str:
