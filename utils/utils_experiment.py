@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -124,7 +126,10 @@ class Experiment:
         while path.exists():  # two launches within a second
             number += 1
             path = path.with_name(f"{stamp}_{number}.json")
-        utils_option.save(self.opt, path)
+        try:
+            utils_option.save(self.opt, path)
+        except OSError as error:  # a full disk must not end a run that could still finish
+            logger.error("The options of this launch could not be written: %s", error)
 
     def save_set(
         self, current_iter: int, epoch: int, reason: str, progress: Progress, states: Mapping[str, Any],
@@ -168,12 +173,23 @@ class Experiment:
 
     def _start(self) -> None:
         try:
-            for name in _SUBFOLDERS:
-                make_folder(self.folder / name)
+            self._take_folder()
         except OSError as error:
             raise UserError(
-                f"path.root: {self.folder} cannot be written ({error.strerror}); choose a folder that can"
+                f"path.root: {self.folder} cannot be written ({error}); make room or mend its permissions, or choose "
+                "another folder"
             ) from error
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # none yet, or not ours
+            status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
+            self._began_at = status.get("began_at_iter")
+            self.last_committed_iter = status.get("last_committed_iter", 0)
+
+    def _take_folder(self) -> None:
+        """Make the folders, lock them, remove what a killed writer left, and open the logs."""
+        for name in _SUBFOLDERS:
+            make_folder(self.folder / name)
+            if not os.access(self.folder / name, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.folder / name))
         self._open.enter_context(FolderLock(self.folder))
         for folder in (self.folder, self.models, self.folder / "options"):
             for entry in folder.iterdir():
@@ -183,10 +199,6 @@ class Experiment:
                     reached("stale temporary file removed", entry)
         bar = self.opt.log.progress_bar
         self.log = RunLog(self.folder, self.opt.log.tensorboard, sys.stderr.isatty() if bar == "auto" else bar)
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # none yet, or not ours
-            status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
-            self._began_at = status.get("began_at_iter")
-            self.last_committed_iter = status.get("last_committed_iter", 0)
 
     def _write_status(self, state: str) -> None:
         content = {
