@@ -164,6 +164,11 @@ class Experiment:
 
     def _find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
         resume = self._checkpoints.find_resume_point(parts, self._began_at)
+        if resume is None and self.last_committed_iter:
+            logger.warning(
+                "status.json says that iteration %s was saved, but %s holds no set: the run starts from iteration 0.",
+                f"{self.last_committed_iter:,}", self.models,
+            )  # fmt: skip
         self.last_committed_iter = resume.iteration if resume else 0
         if self._began_at is None:
             self._began_at = self.last_committed_iter
