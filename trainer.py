@@ -137,8 +137,8 @@ class Trainer:
                 self._judge(current_iter, result)
 
     def save(self, current_iter: int, reason: str) -> None:
-        """Commit a checkpoint set in the background, unless this iteration has one; one that failed is tried again."""
-        if current_iter == self._saved_iter and not self._experiment.save_failed:
+        """Commit a checkpoint set in the background, unless this iteration has one."""
+        if current_iter == self._saved_iter:
             return
         self._saved_iter = current_iter
         reason = "final" if current_iter == self.total_iter and reason == "periodic" else reason
@@ -161,7 +161,10 @@ class Trainer:
             self._experiment.save_model("final_model.pth", self._pack_model(current_iter))
         self._experiment.finish("DONE")
         self._print_summary(current_iter)
-        return 1 if self._experiment.save_failed else 0
+        if self._experiment.save_failed:
+            logger.error("The end of the run could not be saved, see above; launch again to make up for it.")
+            return 1
+        return 0
 
     @property
     def _has_work(self) -> bool:

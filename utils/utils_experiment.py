@@ -158,9 +158,12 @@ class Experiment:
             self._writer.save(name, content, lambda copied: write_model(self.models / name, copied))
 
     def finish(self, state: str) -> None:
-        """Wait for the saves; `state` (DONE or PREEMPTED) is what status.json will say at the end."""
-        self._writer.wait()
-        self._state = state
+        """Wait for the saves; `state` (DONE or PREEMPTED) is what status.json will say at the end.
+
+        A run whose end is not on disk is FAILED, not DONE: the next launch makes up for it.
+        """
+        self._writer.retry()
+        self._state = "FAILED" if state == "DONE" and self._writer.failed else state
 
     def _find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
         resume = self._checkpoints.find_resume_point(parts, self._began_at)

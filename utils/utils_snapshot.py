@@ -68,7 +68,8 @@ class BackgroundWriter:
     """Writes snapshots on one thread; per kind (the checkpoint set, the best model) one save is in flight.
 
     A save that fails is logged as an error, and training goes on with the older files; `failed` tells whether the last
-    save of any kind did. `on_failure` is called on the writer's thread.
+    save of any kind did. Unless a newer save of its kind comes first, it is tried again with the next of another kind.
+    `on_failure` is called on the writer's thread.
     """
 
     def __init__(self, on_failure: Callable[[], None] = lambda: None) -> None:
@@ -76,23 +77,31 @@ class BackgroundWriter:
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint-writer")
         self._snapshots: dict[str, Snapshot] = {}
         self._pending: dict[str, concurrent.futures.Future[None]] = {}
-        self._failed: dict[str, bool] = {}
+        self._failed: dict[str, Callable[[], None]] = {}
 
     @property
     def failed(self) -> bool:
         """Whether the last save of any kind failed; call `wait` first for a final answer."""
-        return any(self._failed.values())
+        return bool(self._failed)
 
     def save(self, kind: str, state: Any, write: Callable[[Any], None]) -> None:
         """Snapshot `state` now and call `write(copy)` in the background; waits for an earlier save of this kind."""
         self._wait_for(kind)
+        self._failed.pop(kind, None)
         snapshot = self._snapshots.setdefault(kind, Snapshot()).take(state)
-        self._pending[kind] = self._thread.submit(self._write, kind, write, snapshot)
+        self._submit_failed()
+        self._submit(kind, lambda: write(snapshot))
 
     def wait(self) -> None:
         """Return when everything submitted is on disk or has failed."""
         for future in self._pending.values():
             future.result()
+
+    def retry(self) -> None:
+        """Try once more what has failed, and wait."""
+        self.wait()
+        self._submit_failed()
+        self.wait()
 
     def close(self) -> None:
         """Finish what is pending and end the thread."""
@@ -109,11 +118,18 @@ class BackgroundWriter:
             "Save less often or to a faster disk.", kind, time.perf_counter() - start,
         )  # fmt: skip
 
-    def _write(self, kind: str, write: Callable[[Any], None], state: Any) -> None:
+    def _submit(self, kind: str, write: Callable[[], None]) -> None:
+        self._pending[kind] = self._thread.submit(self._write, kind, write)
+
+    def _submit_failed(self) -> None:
+        for kind, write in list(self._failed.items()):
+            self._submit(kind, write)
+
+    def _write(self, kind: str, write: Callable[[], None]) -> None:
         try:
-            write(state)
-            self._failed[kind] = False
+            write()
+            self._failed.pop(kind, None)
         except Exception as error:  # a failed save must never end a run that is training well
-            self._failed[kind] = True
+            self._failed[kind] = write
             logger.error("The %s could not be saved: %s: %s", kind, type(error).__name__, error)
             self._on_failure()
