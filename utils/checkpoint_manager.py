@@ -52,6 +52,7 @@ class CheckpointManager:
         self.save_dir = Path(save_dir).expanduser().absolute()  # the same folder after a chdir
         self.device = torch.device(device)
         self.max_to_keep = _checked_int("max_to_keep", max_to_keep, 1)
+        self._has_folder = False
 
     def save_best_model(self, state: dict[str, Any], metric: float) -> None:
         """Write best_model.pth; the caller has decided that it is the best. FloatingPointError for a metric of NaN.
@@ -120,13 +121,18 @@ class CheckpointManager:
         """Write `state` to `path`; the rename that publishes it also ends the file `replaced`, if there is one."""
         # No run can go on from NaN, and rolling clean-up would push out the good epochs for it.
         check_finite(path.name, _checked_state(path.name, state))
-        make_folder(self.save_dir)
+        self._make_folder()
         self._remove_stale_temporaries()
         with atomic_write(path) as file:
             write_state(file, path.name, _moved(state, torch.device("cpu")))
             if replaced and replaced.exists():
                 os.fsync(file.fileno())  # before the rename, so that a full disk leaves everything as it is
                 os.replace(replaced, path)
+
+    def _make_folder(self) -> None:
+        if not self._has_folder or not self.save_dir.is_dir():
+            make_folder(self.save_dir)
+            self._has_folder = True
 
     def _remove_stale_temporaries(self) -> None:
         """Remove what a killed writer of this machine has left, and nothing of one that is alive."""

@@ -28,14 +28,20 @@ def project_path(path: str | Path) -> Path:
     return PROJECT_FOLDER / Path(path).expanduser()
 
 
-def make_folder(folder: Path) -> None:
-    """Create `folder` and what is missing above it, durably: a file outlives a power cut no better than its folder."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    fsync_directory(folder.parent)
-    reached("folder made", folder)
+def make_folder(path: Path) -> None:
+    """Create a folder and its missing parents so that they outlive a power loss.
+
+    Each is durable before the next is made in it. So of those that exist only the deepest can be one that a killed
+    process made and did not make durable.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    deepest = missing[-1].parent if missing else path
+    with contextlib.suppress(PermissionError):  # whoever may not read the folder that it is in has not made it
+        fsync_directory(deepest.parent)
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        reached("folder made", folder)
+        fsync_directory(folder.parent)
 
 
 def fsync_directory(folder: Path) -> None:
