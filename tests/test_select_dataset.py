@@ -4,6 +4,8 @@ import itertools
 import json
 import logging
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from tests.fer2013_files import random_faces, row_of, write_csv
 from tests.helpers import ALL_TRANSFORMS, NORMALIZE, ONE_RANK, messages, tiny_csv, validated
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
+from utils.utils_file import PROJECT_FOLDER
 from utils.utils_option import DatasetOptions
 from utils.utils_table import Table
 
@@ -329,3 +332,21 @@ def test_worker_processes_end_with_their_loader() -> None:
     loader: Iterator[Any] = define_train_loader(streaming, stream, ONE_RANK, SEED, 0)
     next(loader)
     del loader
+
+
+def test_a_trainer_that_fails_does_not_wait_for_its_workers() -> None:
+    """They ignore the SIGTERM with which Python ends its children: without help it would hang in its exit."""
+    code = (
+        "from tests.test_select_dataset import *\n"
+        "stream = TrainStream(NUM_SAMPLES, BATCH_SIZE, SEED)\n"
+        "loader = define_train_loader(source(Streaming(), dataloader_num_workers=2), stream, ONE_RANK, SEED, 0)\n"
+        "next(loader)\n"
+        "raise RuntimeError('any')\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT_FOLDER, stderr=subprocess.PIPE, text=True)
+    try:
+        _, said = trainer.communicate(timeout=60)
+    finally:
+        trainer.kill()
+    assert trainer.returncode == 1
+    assert said.endswith("RuntimeError: any\n")

@@ -1,6 +1,7 @@
 """Stopping on request: a signal sets a flag, and all ranks agree on the iteration after which they stop."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -28,6 +29,14 @@ def ignore_stop_signals(_worker_id: int = 0) -> None:
     """Shield a DataLoader worker: launchers signal whole process groups, and the trainer still needs its batches."""
     for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
+
+
+def kill_workers() -> None:
+    """Call at exit: Python ends its child processes with SIGTERM, and would wait for ever for one that ignores it."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 class StopRequest:
