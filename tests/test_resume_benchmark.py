@@ -9,7 +9,10 @@ import torch
 
 from benchmarks.resume import (
     Launch,
+    Outcome,
+    Scenario,
     Update,
+    broken_promises,
     damage_file,
     effective_history,
     first_jump,
@@ -103,6 +106,16 @@ def test_accidents_happen_in_the_middle_of_an_epoch_and_follow_the_seed() -> Non
     for iteration, kind in (accident for each in drawn for scenario in each for accident in scenario.accidents):
         assert 0 < iteration % per_epoch < per_epoch
         assert (iteration % task.save_every == 0) == (kind in ("between files", "in a file"))
+
+
+def test_a_broken_promise_is_named() -> None:
+    scenario = Scenario("SIGKILL at 6", [(6, "SIGKILL")], None, max_lost=1)
+    kept = ["yes, from 5", "1 / 1", "0 / 0", "no", "yes"]
+    assert broken_promises(scenario, Outcome([launch(0, 6), launch(5, 8)], None), kept) == []
+    outcome = Outcome([launch(0, 6), launch(4, 8)], "OSError: torn")
+    broken = broken_promises(scenario, outcome, [*kept[:2], "2 / 2", "YES, at 5", "NO"])
+    assert len(broken) == 5
+    assert all(each.startswith("SIGKILL at 6: ") for each in broken)
 
 
 @pytest.mark.parametrize(("damage", "loads"), [("half", False), ("bit", True)])
