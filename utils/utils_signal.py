@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from types import FrameType, TracebackType
 from typing import Any
@@ -33,10 +34,18 @@ def ignore_stop_signals(_worker_id: int = 0) -> None:
 
 def kill_workers() -> None:
     """Call at exit: Python ends its child processes with SIGTERM, and would wait for ever for one that ignores it."""
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker is killed
     for worker in multiprocessing.active_children():
         worker.kill()
+
+
+def ignore_ended_children() -> None:
+    """Undo DataLoader's SIGCHLD handler; call it when the workers run.
+
+    The handler raises wherever the trainer stands when a worker is killed: in the middle of a save, or of the clean-up
+    after the error that the same death caused. Whoever waits for the worker's next batch is told all the same.
+    """
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 class StopRequest:
