@@ -249,11 +249,14 @@ def _fetch_streamed(source: DataSource, drawn: Iterable[Indices], dist: Dist) ->
         atexit.unregister(kill_workers)
         atexit.register(kill_workers)
         ignore_ended_children()
-    for batch in batches:
-        yield {
-            key: value.to(dist.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for key, value in batch.items()
-        }
+    try:
+        for batch in batches:
+            yield {
+                key: value.to(dist.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.items()
+            }
+    except (ConnectionError, EOFError) as error:  # a worker that was killed while it handed over a batch
+        raise RuntimeError(f"datasets.{source.name}: a DataLoader worker exited unexpectedly ({error})") from error
 
 
 def synthetic_notice(sources: Iterable[DataSource]) -> str | None:
