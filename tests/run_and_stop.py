@@ -4,11 +4,12 @@ An accident is JSON: {"place", "iter", "signal" or "fail", "rank", "to"}; it hap
 with a file "once" it happens in one launch only. It may "sleep" some seconds, after the signal if there is one.
 A signal goes to the process itself, or "to" its "launcher", its "group" (the trainer and its loader workers), the
 "ranks" on this machine, the "step" (they and their launcher, as SLURM does) or one loader "worker".
+Instead it may "do" something to the disk, see disk_faults.py; saves that are under way then end first.
 It waits until the file "committed" exists, or the file "await" holds "text", because sets are written in the
 background.
-Places: "step" (the update of that iteration is done), "test" (its test has begun), "commit" (its set is committed),
-"rename" (before rename number "count", from 1, of its set), "model" (before the file "name" is written),
-"feed" (the batches of the iterations in "iters" are NaN, on that rank, each time),
+Places: "start" (nothing is done yet), "step" (the update of that iteration is done), "test" (its test has begun),
+"commit" (its set is committed), "rename" (before rename number "count", from 1, of its set), "model" (before the file
+"name" is written), "feed" (the batches of the iterations in "iters" are NaN, on that rank, each time),
 "failpoint" ("name" is reached for "file"; the times that it was before are in "skip", none by default).
 "audit" names a file that gets a line for every path that any process of the run opens for writing, makes or removes.
 "record" names a folder where each rank writes down the samples that its updates are fed.
@@ -36,13 +37,17 @@ import trainer
 import utils.utils_experiment
 import utils.utils_file
 from models.model_plain import ModelPlain
+from tests.disk_faults import DEEDS, drop_privileges, keep_console_writable
 from trainer import Trainer
 from utils import utils_failpoint
 from utils.utils_checkpoint import CheckpointFolder, ResumePoint
 from utils.utils_failpoint import Failpoint
 from utils.utils_progress import Progress
+from utils.utils_snapshot import BackgroundWriter
 
 Accident = dict[str, Any]
+
+writers: list[BackgroundWriter] = []
 
 
 def before(owner: Any, name: str, happen: Callable[..., None]) -> None:
@@ -85,6 +90,10 @@ def strike(accident: Accident) -> None:
         time.sleep(0.001)
     while "await" in accident and accident["text"] not in Path(accident["await"]).read_text():
         time.sleep(0.001)
+    if "do" in accident:
+        for writer in writers:
+            writer.wait()
+        DEEDS[accident["do"]](accident)
     if "fail" in accident:
         raise OSError(28, accident["fail"])
     if "signal" in accident:
@@ -115,7 +124,17 @@ def targets(to: str) -> list[int]:
         return [process.pid for process in multiprocessing.active_children()[:1] if process.pid]
     stats = (stat.read_text() for stat in Path("/proc").glob("[0-9]*/stat"))
     ranks = [int(text.split()[0]) for text in stats if int(text.rpartition(")")[2].split()[1]) == launcher]
-    return {"ranks": ranks, "step": [launcher, *ranks]}[to]
+    return {"ranks": ranks, "step": [*ranks, launcher]}[to]
+
+
+def prepare_disk(accident: Accident) -> None:
+    """What must be done at the start for something that happens to the disk later."""
+    if accident["do"] == "forbid":
+        drop_privileges()
+    if accident["do"] == "fill" and not accident.get("console"):
+        keep_console_writable()
+    if not writers:
+        after(BackgroundWriter, "__init__", writers.append)
 
 
 def watch(happen: Callable[[Failpoint, Path], None]) -> None:
@@ -211,6 +230,8 @@ def arm(accident: Accident) -> None:
         if current["update"] in accident["iters"] and own_rank() == accident.get("rank", 0):
             model.input = model.input * math.nan
 
+    if "do" in accident:
+        prepare_disk(accident)
     if "forget" in accident:
         forget(accident["forget"])
     elif "audit" in accident:
@@ -239,6 +260,8 @@ def arm(accident: Accident) -> None:
         before(utils.utils_file.os, "replace", at_rename)
     elif place == "model":
         before(utils.utils_experiment, "write_model", at_model)
+    elif place == "start":
+        strike(accident)
     else:
         raise ValueError(f"no such place: {place}")
 
