@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from utils.utils_checkpoint_names import PARTS, list_manifests, list_parts
@@ -26,23 +26,25 @@ class Process:
     """A live process; `rank` also of a rank's children. Launchers and ranks lead a session, loader workers do not."""
 
     pid: int
+    mark: str
     parent: int
     leads_session: bool
     rank: int | None
     command: bytes
 
 
-def marked_processes(marks: Collection[str]) -> Iterator[Process]:
+def marked_processes(marks: Iterable[str]) -> Iterator[Process]:
     """The live processes whose environment carries one of the marks: orphans too, but no zombies."""
-    wanted = {f"{MARK}={mark}".encode() for mark in marks}
+    wanted = {f"{MARK}={mark}".encode(): mark for mark in marks}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has ended meanwhile, or is not ours to read
             environment = (folder / "environ").read_bytes().split(b"\0")
-            if wanted.intersection(environment):
+            mark = next((wanted[each] for each in environment if each in wanted), None)
+            if mark is not None:
                 parent, _group, session = (folder / "stat").read_text().rpartition(")")[2].split()[1:4]
                 rank = next((int(each[5:]) for each in environment if each.startswith(b"RANK=")), None)
-                pid = int(folder.name)
-                yield Process(pid, int(parent), int(session) == pid, rank, (folder / "cmdline").read_bytes())
+                pid, command = int(folder.name), (folder / "cmdline").read_bytes()
+                yield Process(pid, mark, int(parent), int(session) == pid, rank, command)
 
 
 def send(number: signal.Signals, pid: int, mark: str) -> bool:
@@ -69,8 +71,8 @@ class Launch:
         self.seconds_to_first_iter: float | None = None
         self.save_seconds: list[float] = []
         self.num_tests = 0
-        self.is_testing_due = False
-        """Whether the last line is of training, not of a test."""
+        self.was_training_last = False
+        """Whether it has trained since it last reported a test."""
         self._offset = 0
         self._started = self._changed = time.monotonic()
         self._found: tuple[float, list[Process]] = (0.0, [])
@@ -117,28 +119,23 @@ class Launch:
         for line in text.decode(errors="replace").splitlines():
             self._read_line(line)
 
-    def processes(self, max_age: float = 0.0) -> list[Process]:
-        """Its live processes, found at most so many seconds ago."""
-        if time.monotonic() - self._found[0] >= max_age:
-            self._found = (time.monotonic(), list(marked_processes([self.mark])))
-        return self._found[1]
-
     def trainers(self) -> list[Process]:
         """The launcher and the ranks that live; their loader workers may outlive them for some seconds."""
-        return [each for each in self.processes() if each.leads_session]
+        return [each for each in marked_processes([self.mark]) if each.leads_session]
 
-    def victims(self, name: str, max_age: float = 0.0) -> list[Process]:
-        """The processes that are "launcher", "rank N" or a "worker" (of a DataLoader)."""
-        found = self.processes(max_age)
+    def find(self, victim: str) -> list[int]:
+        """The ids of "launcher", "rank N" or "worker" (of a DataLoader), some 0.1 s old."""
+        if time.monotonic() - self._found[0] > 0.1:
+            self._found = (time.monotonic(), list(marked_processes([self.mark])))
+        found = self._found[1]
         main = [each for each in found if each.pid == self._process.pid]
-        ranks = {each.pid: each for each in main}
-        if self._has_launcher:
-            ranks = {each.pid: each for each in found if each.leads_session and each.rank is not None}
-        if name == "worker":  # forked, so that it has its rank's command line
-            return [each for each in found if each.parent in ranks and each.command == ranks[each.parent].command]
-        if name == "launcher":
-            return main
-        return [each for each in ranks.values() if f"rank {each.rank or 0}" == name]
+        ranks = [each for each in found if each.leads_session and each.rank is not None] if self._has_launcher else main
+        if victim == "launcher":
+            return [each.pid for each in main]
+        if victim == "worker":  # forked, so that it has its rank's command line
+            commands = {each.pid: each.command for each in ranks}
+            return [each.pid for each in found if each.command == commands.get(each.parent)]
+        return [each.pid for each in ranks if f"rank {each.rank or 0}" == victim]
 
     def unfinished_files(self) -> list[str]:
         """The files that are being written into models/: temporary ones, and parts of a set without its manifest."""
@@ -158,9 +155,9 @@ class Launch:
 
     def _read_line(self, line: str) -> None:
         if found := _ITERATION.search(line):
-            self.is_testing_due = found[2] != ">"
-            self.num_tests += not self.is_testing_due
-            if self.is_testing_due:
+            self.was_training_last = found[2] != ">"
+            self.num_tests += not self.was_training_last
+            if self.was_training_last:
                 self.reached = _number(found[1])
                 self.seconds_to_first_iter = self.seconds_to_first_iter or self.seconds
         elif found := _START.search(line):
