@@ -107,7 +107,7 @@ def main() -> int:
         if not is_lost_rank(error):
             raise
         logger.error(
-            "Rank %d stopped: another rank has ended or cannot be reached (%s). Look at what that rank said, then "
+            "Rank %d stopped: another rank has ended or cannot be reached (%s). Look at what it said, then "
             "launch the same command again; torchrun does so by itself with --max-restarts.",
             launched_rank(), str(error).splitlines()[0],
         )  # fmt: skip

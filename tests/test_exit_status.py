@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import changed
+from tests.helpers import changed, free_port
 from tests.run_helpers import PROJECT, Run, RunServer, everything, is_stopped, kill, run_options, server, wait_until
 
 __all__ = ["server"]  # a fixture
@@ -292,3 +292,17 @@ def test_nothing_is_written_outside_the_experiment_and_the_cache(new_run: NewRun
     sockets = f"{tempfile.gettempdir()}/pymp-"  # Python's, between the trainer and its workers
     outside = {path for path in changed if not str(path).startswith((str(run.folder), *cache, sockets, "/dev/"))}
     assert outside == {run.folder.parent, faces.parent}  # made if they are missing
+
+
+def test_a_rank_whose_launcher_died_while_it_started_is_1(server: RunServer, new_run: NewRun) -> None:
+    """Without its own look at the launcher's store, torch would wait for it for half an hour."""
+    environment = {
+        "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    run = new_run()
+    launched = server.start(["--", "-opt", str(run.option_file)], environment)
+    assert launched.wait(60) == 1
+    assert "Connection refused" in launched.output
+    assert "Traceback" not in launched.output
+    assert not run.folder.exists()

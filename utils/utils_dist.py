@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ T = TypeVar("T")
 # Groups stay referenced until the process ends. A gloo group joins its threads when its last reference goes, and holds
 # the GIL that they may still need to drop the last collective: a deadlock. At exit they are idle.
 _groups: list[Any] = []
+
+_STORE_SECONDS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,7 @@ def process_group(num_threads: int | None = None) -> Iterator[Dist]:
     if not is_launched_distributed():
         yield Dist(device=device, num_threads=threads)
         return
+    _check_launcher()
     _init_process_group("nccl" if device.type == "cuda" else "gloo")
     control = torch.distributed.new_group(backend="gloo")
     _groups.extend([torch.distributed.group.WORLD, control])
@@ -147,7 +151,7 @@ def leave_process_group() -> None:
 
 
 def is_lost_rank(error: RuntimeError) -> bool:
-    """Whether a collective failed because another rank is gone; gloo says so in words only."""
+    """Whether another rank, or the launcher, is gone; gloo says so in words only."""
     if not is_launched_distributed():
         return False
     return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
@@ -166,6 +170,17 @@ def _init_process_group(backend: str) -> None:
     store, rank, world_size = next(rendezvous("env://"))
     store = PrefixStore(f"restart_{restart}", store)
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+
+
+def _check_launcher() -> None:
+    """DistNetworkError if torchrun, which keeps the store of the ranks, is gone: torch would try for half an hour."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(address, timeout=_STORE_SECONDS).close()
+    except OSError as error:
+        raise torch.distributed.DistNetworkError(f"the launcher at {address[0]}:{address[1]}: {error}") from error
 
 
 def _device(local_rank: int, local_world_size: int) -> torch.device:
