@@ -263,8 +263,10 @@ class Trainer:
         if self._result:
             shown = ", ".join(f"{key} {value:.4f}" for key, value in self._result.items() if isinstance(value, float))
             lines["final"] = shown
-        lines["files"] = f"{models}: best_model.pth, final_model.pth"
-        lines["verify with"] = f"python main_test.py verify {models / 'best_model.pth'}"
+        files = [name for name in ("best_model.pth", "final_model.pth") if (models / name).exists()]
+        lines["files"] = f"{models}: {', '.join(files)}"
+        if "test" in self._sources and files:
+            lines["verify with"] = f"python main_test.py verify {models / files[0]}"
         lines["SYNTHETIC"] = synthetic_notice(self._sources.values()) or ""
         print_block("Done", lines.items())
 

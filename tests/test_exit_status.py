@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import changed, free_port
+from tests.helpers import changed, free_port, write_options
 from tests.run_helpers import PROJECT, Run, RunServer, everything, is_stopped, kill, run_options, server, wait_until
 
 __all__ = ["server"]  # a fixture
@@ -306,3 +306,16 @@ def test_a_rank_whose_launcher_died_while_it_started_is_1(server: RunServer, new
     assert "Connection refused" in launched.output
     assert "Traceback" not in launched.output
     assert not run.folder.exists()
+
+
+def test_the_summary_names_the_files_that_are_there(new_run: NewRun) -> None:
+    tested, untested = new_run(), new_run("untested", val__best_metric=None)
+    del untested.options["datasets"]["test"]
+    write_options(untested.options, untested.option_file)
+    ended = tested.launch("--set", "train.total_iter=4")
+    assert f"verify with       python main_test.py verify {tested.models / 'best_model.pth'}" in ended.output
+    assert "best_model.pth, final_model.pth" in ended.output
+    ended = untested.launch("--set", "train.total_iter=4")
+    assert ended.status == 0, ended.output
+    assert f"{untested.models}: final_model.pth" in ended.output
+    assert "verify with" not in ended.output
