@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 
 from tests.helpers import changed, free_port, write_options
-from tests.run_helpers import PROJECT, Run, RunServer, everything, is_stopped, kill, run_options, server, wait_until
+from tests.run_helpers import (
+    PROJECT,
+    Accident,
+    Run,
+    RunServer,
+    everything,
+    is_stopped,
+    kill,
+    run_options,
+    server,
+    wait_until,
+)
 
 __all__ = ["server"]  # a fixture
 
@@ -161,6 +172,11 @@ def test_a_second_launch_is_refused_on_every_rank(new_run: NewRun) -> None:
     assert run.launch().status == 0
 
 
+def full(*iterations: int) -> list[Accident]:
+    """A disk that has no room for these sets, however often they are tried."""
+    return [{"place": "commit", "iter": iteration, "fail": FULL} for iteration in iterations for _ in range(4)]
+
+
 def test_the_last_save_is_tried_twice(new_run: NewRun) -> None:
     run = new_run()
     ended = run.launch(accidents=[{"place": "commit", "iter": 12, "fail": FULL}])
@@ -179,7 +195,7 @@ def test_a_save_that_fails_in_the_middle_is_logged_and_training_goes_on(new_run:
 
 def test_a_last_save_that_fails_is_1_and_the_next_launch_makes_up_for_it(new_run: NewRun) -> None:
     run, whole = new_run(), new_run("whole")
-    assert run.launch(accidents=[{"place": "commit", "iter": 12, "fail": FULL} for _ in range(2)]).status == 1
+    assert run.launch(accidents=full(12)).status == 1
     assert run.committed() == [4, 8]
     assert run.status()["last_committed_iter"] == 8
     assert run.launch().status == 0
@@ -189,7 +205,7 @@ def test_a_last_save_that_fails_is_1_and_the_next_launch_makes_up_for_it(new_run
 
 def test_a_stop_that_cannot_be_saved_is_1_and_claims_no_save(new_run: NewRun) -> None:
     run = new_run()
-    ended = run.launch(accidents=[kill("step", 6, signal.SIGTERM), {"place": "commit", "iter": 6, "fail": FULL}])
+    ended = run.launch(accidents=[kill("step", 6, signal.SIGTERM), *full(6)])
     assert ended.status == 1
     assert FULL in ended.output
     assert "saved at iteration 6" not in ended.output
@@ -201,8 +217,7 @@ def test_a_stop_that_cannot_be_saved_is_1_and_claims_no_save(new_run: NewRun) ->
 def test_a_run_may_stop_at_a_save_that_fails(new_run: NewRun, num_ranks: int) -> None:
     run, whole = new_run(train__save_failure="stop"), new_run("whole")
     # every save from iteration 8 on: the writer is in the background, and the ranks stop a little later
-    full = [{"place": "commit", "iter": iteration, "fail": FULL} for iteration in range(8, 13) for _ in range(2)]
-    ended = run.launch(accidents=full, num_ranks=num_ranks)
+    ended = run.launch(accidents=full(*range(8, 13)), num_ranks=num_ranks)
     assert ended.statuses == [1] * num_ranks, ended.outputs
     assert FULL in ended.output
     assert 'train.save_failure is "stop"' in ended.output
