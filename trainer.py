@@ -185,7 +185,7 @@ class Trainer:
         self._experiment.finish("PREEMPTED" if is_signal else "FAILED")
         reason = signal.Signals(number).name if is_signal else 'a save that failed (train.save_failure is "stop")'
         committed = self._experiment.last_committed_iter
-        if committed != current_iter:
+        if self._dist.is_main and committed != current_iter:  # the other ranks save nothing
             logger.error(
                 "Stopped by %s, and iteration %s could not be saved; the newest good set is that of iteration %s.",
                 reason, f"{current_iter:,}", f"{committed:,}",
