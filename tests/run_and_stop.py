@@ -134,7 +134,7 @@ def prepare_disk(accident: Accident) -> None:
     if accident["do"] == "fill" and not accident.get("console"):
         keep_console_writable()
     if not writers:
-        after(BackgroundWriter, "__init__", writers.append)
+        after(BackgroundWriter, "__init__", lambda writer, *_: writers.append(writer))
 
 
 def watch(happen: Callable[[Failpoint, Path], None]) -> None:

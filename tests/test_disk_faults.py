@@ -129,7 +129,9 @@ def test_a_console_that_cannot_be_written_ends_no_run(straight: Callable[[int], 
 def test_a_stop_on_a_full_disk_is_1_and_the_older_sets_go_on(straight: Callable[[int], Run], new_run: NewRun) -> None:
     run = new_run()
     ended = run.launch(accidents=[fill(7), kill("step", 7, signal.SIGTERM)])
-    assert_said(ended, "Stopped by SIGTERM, but iteration 7 could not be saved")
+    assert_said(
+        ended, "Stopped by SIGTERM, and iteration 7 could not be saved; the newest good set is that of iteration 4."
+    )
     assert ended.status == 1
     assert_whole(run, [4])
     assert run.launch().status == 0
