@@ -29,13 +29,23 @@ class Trained(Protocol):
     def read(self) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """Who gets which signal when: from iteration `target` on, after `delay`, a fraction of the moment's length."""
+
+    victim: str
+    signal: signal.Signals
+    moment: str
+    delay: float
+    target: int = 0
+
+
 @dataclasses.dataclass
 class Row:
     """One kill and what came of it; `seconds` since the launch, `cut_off` are the files that it left unfinished."""
 
     number: int
-    victim: str
-    signal: signal.Signals
+    kill: Kill
     moment: str
     launch: Trained
     seconds: float
@@ -52,12 +62,12 @@ class Row:
     @property
     def leaves_orphans(self) -> bool:
         """Whether ranks live on without a launcher, until they notice."""
-        return self.victim == "launcher" and self.signal == signal.SIGKILL
+        return self.kill.victim == "launcher" and self.kill.signal == signal.SIGKILL
 
     @property
     def spares_the_run(self) -> bool:
         """Whether nothing should come of it: loader workers are shielded from the signals that stop a trainer."""
-        return self.victim == "worker" and self.signal == signal.SIGTERM
+        return self.kill.victim == "worker" and self.kill.signal == signal.SIGTERM
 
     @property
     def when(self) -> str:
@@ -76,7 +86,9 @@ class Row:
 
     def may_lose(self, save_every: int) -> int:
         """Nothing where ranks can save and stop; else two intervals, as one set may still be being written."""
-        can_save = self.victim == "launcher" or (self.victim != "worker" and self.signal == signal.SIGTERM)
+        can_save = self.kill.victim == "launcher" or (
+            self.kill.victim != "worker" and self.kill.signal == signal.SIGTERM
+        )
         return 0 if can_save else 2 * save_every
 
     def is_good(self, save_every: int) -> bool:
@@ -139,7 +151,7 @@ def print_row(row: Row) -> None:
     refused = f", {row.num_refused} refused" if row.num_refused else ""
     print(
         _COLUMNS.format(
-            row.number, row.victim, row.signal.name, row.when, row.reached,
+            row.number, row.kill.victim, row.kill.signal.name, row.when, row.reached,
             *("-" if value is None else value for value in (row.resumed_from, row.lost)),
             *("-" if value is None else f"{value:.1f} s" for value in (row.seconds_to_end, row.seconds_to_resume)),
             row.how + refused,
@@ -149,9 +161,9 @@ def print_row(row: Row) -> None:
 
 def print_summary(rows: Sequence[Row], files: Sequence[Compared], num_runs: int, save_every: int) -> None:
     """The kills counted, the losses and times, and the hashes of the last run."""
-    counts = collections.Counter((row.victim, row.signal.name) for row in rows)
+    counts = collections.Counter((row.kill.victim, row.kill.signal.name) for row in rows)
     print(f"\n{'':12}SIGKILL  SIGTERM")
-    for victim in sorted({row.victim for row in rows}, key=lambda victim: (not victim.startswith("rank"), victim)):
+    for victim in sorted({row.kill.victim for row in rows}, key=lambda victim: (not victim.startswith("rank"), victim)):
         print(f"  {victim:9} {counts[victim, 'SIGKILL']:7d}  {counts[victim, 'SIGTERM']:7d}")
     moments = collections.Counter(row.moment for row in rows)
     shown = ", ".join(f"{count} while {moment}" for moment, count in moments.most_common())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from tests.drill_launch import Launch, marked_processes, send
-from tests.drill_report import Compared, Row, compare, print_row
+from tests.drill_report import Compared, Kill, Row, compare, print_row
 from tests.helpers import TABLES
 from utils import utils_option
 from utils.utils_error import UserError
@@ -49,17 +49,6 @@ class Settings:
     def total_iter(self) -> int:
         """Iterations of each run: by default, some for each kill."""
         return self.num_iters or max(40, 3 * self.num_kills)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kill:
-    """Who gets which signal when: from iteration `target` on, after `delay`, a fraction of the moment's length."""
-
-    victim: str
-    signal: signal.Signals
-    moment: str
-    delay: float
-    target: int = 0
 
 
 def plan_kills(num_kills: int, victims: Sequence[str], moments: Sequence[str], num_ranks: int, seed: int) -> list[Kill]:
@@ -197,7 +186,7 @@ class Drill:
         command = [*runner, *settings.script, "-opt", str(settings.option_file)]
         command += [word for each in options for word in ("--set", each)]
         log = self._folder / "logs" / f"{number:03d}_{name}.log"
-        log.parent.mkdir(exist_ok=True)
+        log.parent.mkdir(parents=True, exist_ok=True)
         mark = f"{self._token}_{number}"
         self._launches.append(Launch(command, self._experiment(name) / "models", log, mark, settings.num_ranks > 1))
         return self._launches[-1]
@@ -237,7 +226,7 @@ class Drill:
         if not victims or not send(kill.signal, victims[int(kill.delay * len(victims))], launch.mark):
             return None
         self._waiting.popleft()
-        self.rows.append(Row(len(self.rows) + 1, kill.victim, kill.signal, moment, launch, launch.seconds))
+        self.rows.append(Row(len(self.rows) + 1, kill, moment, launch, launch.seconds))
         self._unsettled.append(self.rows[-1])
         return self.rows[-1]
 
@@ -272,12 +261,20 @@ class Drill:
         self._look(launch)
         if status == 0:
             self._settle(launch)
+            self._take_back()
         elif launch.was_refused and any(row.leaves_orphans for row in self._unsettled):
             self._unsettled[-1].num_refused += 1
             time.sleep(0.2)
         elif not self._unsettled or self._unsettled[-1].launch is not launch:
             self._fail(launch, f"A launch that nobody killed ended with exit status {status}")
         return status
+
+    def _take_back(self) -> None:
+        """The signal came so late that the run has reached its end all the same: that was no kill."""
+        for row in self._unsettled:
+            self._waiting.appendleft(row.kill)
+            self.rows.remove(row)
+        self._unsettled.clear()
 
     def _look(self, launch: Launch) -> None:
         """Read what a launch says, and settle the kills before it; DrillError if it has been silent for too long."""
