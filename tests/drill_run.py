@@ -141,7 +141,7 @@ class Drill:
         self._moment_seconds = {
             "starting": launch.seconds_to_first_iter,
             "training": (launch.seconds - launch.seconds_to_first_iter) / total_iter,
-            "saving": statistics.median(launch.save_seconds or [0.0]),
+            "saving": 0.5 * statistics.median(launch.save_seconds or [0.0]),  # some went by before it was seen
         }
         if launch.num_tests:
             self._moment_seconds["testing"] = 0.0
@@ -211,7 +211,8 @@ class Drill:
 
     def _is_testing(self, launch: Launch) -> bool:
         """Whether an iteration has been trained after which a test is due, and no test has been reported since."""
-        is_due = launch.reached in (None, self._settings.total_iter) or not launch.reached % self._settings.test_every
+        reached = launch.reached or 0
+        is_due = reached == self._settings.total_iter or reached % self._settings.test_every == 0
         return launch.was_training_last and is_due
 
     def _strike(self, launch: Launch, kill: Kill) -> Row | None:
@@ -219,10 +220,11 @@ class Drill:
         victims = launch.find(kill.victim)
         if kill.moment in ("training", "saving"):
             time.sleep(kill.delay * self._moment_seconds[kill.moment])
-        moment = "saving" if launch.unfinished_files() else "testing" if self._is_testing(launch) else "training"
         launch.read()
         if launch.reached is None:
             moment = "starting"
+        else:
+            moment = "saving" if launch.unfinished_files() else "testing" if self._is_testing(launch) else "training"
         if not victims or not send(kill.signal, victims[int(kill.delay * len(victims))], launch.mark):
             return None
         self._waiting.popleft()
@@ -244,9 +246,9 @@ class Drill:
                 return True
             time.sleep(0.05)
         self._look(launch)
-        row.seconds_to_end, row.cut_off = time.monotonic() - start, launch.unfinished_files()
         if row.spares_the_run and launch.status == 0:
             self._keep(row)
+        row.seconds_to_end, row.cut_off = time.monotonic() - start, launch.unfinished_files()
         return False
 
     def _keep(self, row: Row) -> None:
@@ -295,7 +297,7 @@ class Drill:
 
     def _wait_for_orphans(self) -> None:
         deadline = time.monotonic() + self._silence_seconds
-        while left := self._processes():
+        while left := self._processes():  # also loader workers, which see after some seconds that they are alone
             if time.monotonic() > deadline:
                 self._fail(self._launches[-1], f"Processes have outlived their run: {left}")
             time.sleep(0.05)

@@ -228,10 +228,8 @@ def test_metrics_are_equal_if_what_was_measured_last_is(tmp_path: Path) -> None:
 def test_a_run_survives_whatever_the_options(
     tmp_path: Path, tiny_options: MakeOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A YAML file that leaves seed and threads to chance, stops early, and has its own intervals."""
-    options = tiny_options(
-        train__manual_seed=None, train__num_threads=None, train__early_stop_patience=1, **WITHOUT_METRICS
-    )
+    """A YAML file that leaves the seed to chance, stops early, and has its own intervals."""
+    options = tiny_options(train__manual_seed=None, train__early_stop_patience=1, **WITHOUT_METRICS)
     file = write_options(options, tmp_path / "tiny.yaml")
     assert run_drill(Settings(file, num_kills=3, num_iters=200, seed=5), tmp_path / "drill")
     said = capsys.readouterr().out
