@@ -28,8 +28,8 @@ def new_run(server: RunServer, tmp_path_factory: pytest.TempPathFactory) -> NewR
     faces = tmp_path_factory.mktemp("data")
     options = changed(
         run_options(faces),
-        train__max_to_keep=2, datasets__train__dataroot=tiny_csv(faces, num_train=32), train__checkpoint_test=6,
-        datasets__train__dataloader_batch_size=12,
+        train__max_to_keep=2, datasets__train__dataroot=tiny_csv(faces, num_train=60), train__checkpoint_test=6,
+        datasets__train__dataloader_batch_size=24,
     )  # fmt: skip
     return lambda: Run(server, tmp_path_factory.mktemp("run"), options)
 
