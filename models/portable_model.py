@@ -1,14 +1,11 @@
 """One file that holds a model and everything that inference needs: best_model.pth and final_model.pth."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from models.model_plain import ModelPlain
-from utils.utils_error import UserError
 from utils.utils_metrics import MetricValue
 from utils.utils_option import to_dict
-from utils.utils_state_file import load_state
 
 
 def pack_model(
@@ -35,11 +32,3 @@ def pack_model(
         "options": options,
         "synthetic": synthetic,
     }
-
-
-def unpack_model(path: Path) -> dict[str, Any]:
-    """The content of a self-contained file; UserError for anything else."""
-    content = load_state(path)
-    if not isinstance(content, Mapping) or not {"model_state_dict", "netG", "options"} <= content.keys():
-        raise UserError(f"{path}: not a self-contained model; give a best_model.pth or final_model.pth")
-    return dict(content)

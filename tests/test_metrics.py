@@ -108,8 +108,23 @@ def test_regression_metrics_are_those_of_sklearn(shape: tuple[int, ...], num_upd
         assert metric.compute().item() == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 4.0])
+def test_calibration_error_and_confidence_are_those_of_their_definitions(sharpness: float) -> None:
+    logits = sharpness * RNG.normal(size=(400, NUM_CLASSES))
+    target = labels(400)
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    confidence, right = probability.max(axis=1), probability.argmax(axis=1) == target
+    bins = np.ceil(confidence * 15)
+    gaps = [abs(right[bins == i].mean() - confidence[bins == i].mean()) * (bins == i).mean() for i in np.unique(bins)]
+    for name, wanted in {"calibration_error": sum(gaps), "confidence": confidence.mean()}.items():
+        metric = METRICS.build(name, {}, num_classes=NUM_CLASSES)
+        for part in np.array_split(np.arange(400), 3):
+            metric.update(torch.from_numpy(logits[part]).float(), torch.from_numpy(target[part]))
+        assert metric.compute().item() == pytest.approx(wanted, abs=1e-5), name
+
+
 def test_every_metric_is_tested() -> None:
-    assert set(METRICS) == {*METRIC_NAMES, "mae", "mse"}
+    assert set(METRICS) == {*METRIC_NAMES, "calibration_error", "confidence", "mae", "mse"}
 
 
 @pytest.mark.parametrize("name", METRIC_NAMES)

@@ -1,17 +1,24 @@
 """`main_test.py verify`: the metrics of one file equal those of the run that saved it, and nothing else passes."""
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 
 import main_test
 import main_train
-from tests.helpers import changed, tiny_csv, tiny_option_mapping, write_options
+from commands.views import ClassificationView
+from tests.helpers import NORMALIZE, changed, tiny_csv, tiny_option_mapping, write_options
+from tests.run_helpers import flip_bit
 
+CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "recall_per_class", "confusion_matrix")
 
 
@@ -20,7 +27,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models folder of one short run."""
     folder = tmp_path_factory.mktemp("verify")
     options = tiny_option_mapping(folder / "experiments", tiny_csv(folder, num_train=40, num_test=21))
-    options = changed(options, val={"metrics": METRICS, "best_metric": "accuracy"})
+    options = changed(
+        options, val={"metrics": METRICS, "best_metric": "accuracy"}, train__G_optimizer_lr=0.03,
+        datasets__train__transforms=[NORMALIZE], train__G_lossfn_args={}, netG__dropout=0.0,  # opinions are wanted
+        train__total_iter=60, train__checkpoint_test=20, train__checkpoint_save=20,
+    )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["main_train.py", "-opt", str(write_options(options, folder / "tiny.json"))])
         assert main_train.main() == 0
@@ -47,6 +58,85 @@ def test_a_saved_model_measures_as_recorded(
     assert "recorded          the same" in shown
 
 
+def test_an_experiment_stands_for_its_best_model(
+    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in (trained.parent, trained):
+        assert verify(folder) == 0
+        assert f"{trained / 'best_model.pth'}: fer_resnet" in capsys.readouterr().out
+
+
+def test_the_average_of_a_set_measures_as_logged(
+    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    final = torch.load(trained / "final_model.pth", weights_only=True)["metrics"]
+    assert verify(trained / "60_E.pth") == 0
+    shown = capsys.readouterr().out
+    assert f"accuracy          {final['accuracy']:.4f}" in shown
+    assert "recorded          the same" in shown
+    verify(trained / "60_G.pth")  # the run has tested netE alone
+    assert "nothing for this file" in capsys.readouterr().out
+
+
+def test_everything_is_in_the_json_and_the_pictures(trained: Path, verify: Callable[..., int], tmp_path: Path) -> None:
+    assert verify(trained / "best_model.pth", "--json", tmp_path / "found.json", "--output", tmp_path / "out") == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    recorded = torch.load(trained / "best_model.pth", weights_only=True)["metrics"]
+    assert found["metrics"]["confusion_matrix"] == recorded["confusion_matrix"]
+    assert found["num_parameters"] == 2599
+    assert found["file_bytes"] == (trained / "best_model.pth").stat().st_size
+    assert found["images_per_s"] > 0
+    assert [row["class"] for row in found["classes"]] == list(CLASSES)
+    lines = (tmp_path / "out" / "verify_best_model_fer2013_PublicTest_confusion.csv").read_text().splitlines()
+    assert [line.split(",")[1:] for line in lines[1:]] == [
+        [f"{count:.0f}" for count in row] for row in recorded["confusion_matrix"]
+    ]
+    picture = (tmp_path / "out" / "verify_best_model_fer2013_PublicTest_confusion.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+
+
+def test_the_table_of_the_classes_is_that_of_scikit_learn() -> None:
+    true, predicted = [0, 0, 1, 1, 1, 3, 3], [0, 1, 1, 1, 0, 3, 1]
+    matrix = sklearn.metrics.confusion_matrix(true, predicted, labels=range(4)).astype(float).tolist()
+    rows = ClassificationView().rows({"confusion_matrix": matrix}, "abcd")
+    expected = sklearn.metrics.precision_recall_fscore_support(true, predicted, labels=range(4), zero_division=np.nan)
+    for row, *values in zip(rows, *expected, strict=True):
+        found = [row["precision"], row["recall"], row["f1"], row["samples"]]
+        assert [None if np.isnan(value) else pytest.approx(value) for value in values] == found
+
+
+def test_the_average_of_views_is_the_mean_probability_of_mirror_images_and_shifts(
+    trained: Path, verify: Callable[..., int], tmp_path: Path
+) -> None:
+    view, image = ClassificationView(), torch.arange(64.0).reshape(1, 1, 8, 8)
+    seen = view.inputs(image)
+    assert torch.equal(seen[0], image)
+    assert len({tuple(each.flatten().tolist()) for each in seen}) == len(seen) == 10
+    logits = [torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]])]
+    mean = (torch.softmax(logits[0], 1) + torch.softmax(logits[1], 1)) / 2
+    assert torch.allclose(view.average(logits).softmax(1), mean)
+    verify(trained / "best_model.pth", "--tta", "--json", tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["test_time_average"]
+    assert found["recorded"] == {}
+
+
+@pytest.mark.parametrize(
+    ("bias", "doubt"), [(torch.zeros(7), "near uniform"), (torch.tensor([9.0, 0, 0, 0, 0, 0, 0]), "taken for angry")]
+)
+def test_what_cannot_be_right_is_said(
+    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    bias: torch.Tensor, doubt: str,
+) -> None:  # fmt: skip
+    content = torch.load(trained / "best_model.pth", weights_only=True)
+    content["model_state_dict"]["head.weight"].zero_()
+    content["model_state_dict"]["head.bias"].copy_(bias)
+    content["metrics"] = {}
+    torch.save(content, tmp_path / "changed.pth")
+    assert verify(tmp_path / "changed.pth") == 1
+    assert doubt in capsys.readouterr().err
+
+
 def test_other_weights_are_noticed(
     trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -63,11 +153,24 @@ def test_another_split_has_no_record(
     assert verify(trained / "best_model.pth", "--split", "PrivateTest") == 0
     shown = capsys.readouterr().out
     assert "2 samples of fer2013 {'split': 'PrivateTest'}" in shown
-    assert "nothing for this split" in shown
+    assert "nothing for this file on these data" in shown
 
 
-def _weights_alone(trained: Path, _folder: Path) -> Path:
-    return next(trained.glob("*_G.pth"))
+def _weights_without_options(trained: Path, folder: Path) -> Path:
+    return Path(shutil.copy(trained / "60_G.pth", folder))
+
+
+def _with_a_flipped_bit(trained: Path, folder: Path) -> Path:
+    path = Path(shutil.copy(trained / "best_model.pth", folder))
+    flip_bit(path)
+    return path
+
+
+def _in_a_damaged_set(trained: Path, folder: Path) -> Path:
+    experiment = folder / "copy"
+    shutil.copytree(trained.parent, experiment)
+    flip_bit(experiment / "models" / "60_optimizerG.pth")
+    return experiment / "models" / "60_E.pth"
 
 
 def _truncated(trained: Path, folder: Path) -> Path:
@@ -84,7 +187,7 @@ def _text(_trained: Path, folder: Path) -> Path:
 
 def _of_another_network(trained: Path, folder: Path) -> Path:
     content: dict[str, Any] = torch.load(trained / "best_model.pth", weights_only=True)
-    content["options"]["netG"]["widths"] = [8, 16]
+    content["netG"]["widths"] = [8, 16]
     torch.save(content, folder / "other.pth")
     return folder / "other.pth"
 
@@ -92,10 +195,14 @@ def _of_another_network(trained: Path, folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (_weights_alone, "not a self-contained model"),
+        (_weights_without_options, "holds weights alone"),
+        (_with_a_flipped_bit, "checksum"),
+        (_in_a_damaged_set, "60_optimizerG.pth does not have the hash"),
+        (lambda trained, _: trained / "60_optimizerG.pth", "not a self-contained model"),
+        (lambda _, folder: folder, "holds no best_model.pth"),
         (_truncated, "not a readable checkpoint"),
         (_text, "truncated|refused|not a readable"),
-        (_of_another_network, "do not fit the options"),
+        (_of_another_network, "another shape"),
         (lambda _trained, folder: folder / "absent.pth", "no such file"),
     ],
 )

@@ -56,6 +56,28 @@ def confusion_matrix(num_classes: int | None) -> "Metric":
     return MulticlassConfusionMatrix(_classes(num_classes), validate_args=False)
 
 
+def calibration_error(num_classes: int | None) -> "Metric":
+    """Expected calibration error, 15 bins (Guo et al., ICML 2017): by how much confidence and accuracy differ."""
+    from torchmetrics.classification import MulticlassCalibrationError
+
+    return MulticlassCalibrationError(_classes(num_classes), n_bins=15, norm="l1", validate_args=False)
+
+
+def confidence(num_classes: int | None) -> "Metric":
+    """Mean of the largest class probability: 1 / num_classes for a network that has no opinion."""
+    from torchmetrics import MeanMetric
+
+    _classes(num_classes)
+
+    class Confidence(MeanMetric):
+        """Torchmetrics' mean, of logits (B, K)."""
+
+        def update(self, output: torch.Tensor, _target: torch.Tensor) -> None:  # type: ignore[override]
+            super().update(output.softmax(dim=1).amax(dim=1))
+
+    return Confidence()
+
+
 def mae() -> "Metric":
     """Mean absolute error over all elements."""
     from torchmetrics import MeanAbsoluteError
@@ -78,6 +100,8 @@ METRICS = Table(
         "macro_f1": macro_f1,
         "recall_per_class": recall_per_class,
         "confusion_matrix": confusion_matrix,
+        "calibration_error": calibration_error,
+        "confidence": confidence,
         "mae": mae,
         "mse": mse,
     },

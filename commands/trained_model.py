@@ -1,0 +1,138 @@
+"""What main_test.py is given: a self-contained model, a network of a checkpoint set, or an experiment folder."""
+
+import csv
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from main_train import TABLES
+from models.model_base import load_network
+from models.model_plain import ModelPlain
+from models.select_model import define_model
+from utils import utils_option
+from utils.utils_checkpoint import CheckpointFolder, DamagedError
+from utils.utils_checkpoint_names import manifest_name
+from utils.utils_dist import Dist
+from utils.utils_error import UserError
+from utils.utils_metrics import MetricValue
+from utils.utils_option import Options
+from utils.utils_option_file import apply_overrides
+from utils.utils_state_file import crc_damage, load_state
+
+_SELF_CONTAINED = {"model_state_dict", "netG", "options"}
+_PART_NAME = re.compile(r"(\d+)_(G|E)\.pth")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """One file with weights, and the options that it is used with.
+
+    recorded: the metrics that its run measured on `recorded_split` of datasets.test; empty if it measured none.
+    experiment: the folder of its run; None for a file that was taken out of it.
+    """
+
+    path: Path
+    opt: Options
+    iteration: int
+    epoch: int | None
+    recorded: Mapping[str, MetricValue]
+    recorded_split: str | None
+    experiment: Path | None
+
+    def load(self, dist: Dist) -> ModelPlain:
+        """The model with these weights in its tested network; UserError if they do not fit the options."""
+        model = define_model(self.opt, dist, seed=0)
+        load_network(model.tested_net, self.path, strict=True, prefer_ema=model.netE is not None)
+        return model
+
+
+def load_trained_model(path: Path, option_file: Path | None, overrides: list[str]) -> TrainedModel:
+    """Find the file, check that it is whole, and read everything but its weights.
+
+    option_file: options instead of those that the file or its experiment holds.
+    """
+    file = _model_file(path)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    content = load_state(file)
+    if damage := crc_damage(file):
+        raise UserError(f"{file}: {damage}; take another file of the run")
+    folder = file.absolute().parent
+    experiment = folder.parent if folder.name == "models" and (folder.parent / "options").is_dir() else None
+    if isinstance(content, Mapping) and content.keys() >= _SELF_CONTAINED:
+        return _self_contained(file, content, experiment, option_file, overrides)
+    if match := _PART_NAME.fullmatch(file.name):
+        return _part_of_a_set(file, int(match[1]), match[2], experiment, option_file, overrides)
+    raise UserError(
+        f"{file}: not a self-contained model; give best_model.pth, final_model.pth, <iter>_G.pth, <iter>_E.pth or the "
+        "folder of an experiment"
+    )
+
+
+def _model_file(path: Path) -> Path:
+    """The file itself, or the best model of an experiment (the final one where no test has chosen a best)."""
+    if not path.is_dir():
+        return path
+    models = path / "models" if (path / "models").is_dir() else path
+    found = [models / name for name in ("best_model.pth", "final_model.pth") if (models / name).is_file()]
+    if not found:
+        raise UserError(f"{path}: holds no best_model.pth and no final_model.pth; is it the folder of an experiment?")
+    return found[0]
+
+
+def _self_contained(
+    file: Path, content: Mapping[str, Any], experiment: Path | None, option_file: Path | None, overrides: list[str]
+) -> TrainedModel:
+    options = content["options"] if option_file is None else utils_option.to_dict(utils_option.parse(option_file))
+    opt = _validated({**options, "netG": content["netG"]}, overrides, file)
+    trained_on = content["options"].get("datasets", {}).get("test", {}).get("split")
+    return TrainedModel(
+        file, opt, int(content["iter"]), content["epoch"], content.get("metrics") or {}, trained_on, experiment
+    )
+
+
+def _part_of_a_set(
+    file: Path, iteration: int, part: str, experiment: Path | None, option_file: Path | None, overrides: list[str]
+) -> TrainedModel:
+    option_file = option_file or _newest_options(file, experiment)
+    opt = _validated(utils_option.to_dict(utils_option.parse(option_file)), overrides, file)
+    epoch = None
+    if (manifest := file.with_name(manifest_name(iteration))).is_file():
+        try:
+            epoch = CheckpointFolder(file.parent).verify(manifest).epoch
+        except DamagedError as error:
+            raise UserError(f"{file}: its checkpoint set is damaged: {error}; take another set") from error
+    tested = "E" if opt.train.E_decay > 0 else "G"
+    recorded = _logged_test(experiment, iteration) if experiment and part == tested else {}
+    split = opt.datasets["test"].arguments.get("split") if "test" in opt.datasets else None
+    return TrainedModel(file, opt, iteration, epoch, recorded, split, experiment)
+
+
+def _newest_options(file: Path, experiment: Path | None) -> Path:
+    saved = (experiment / "options").glob("*.json") if experiment else ()
+    newest = max(saved, key=lambda path: path.stat().st_mtime_ns, default=None)
+    if newest is None:
+        raise UserError(f"{file}: holds weights alone, and there are no options of its experiment; add -opt FILE")
+    return newest
+
+
+def _validated(options: Mapping[str, Any], overrides: list[str], file: Path) -> Options:
+    return utils_option.validate(apply_overrides(dict(options), overrides), str(file), TABLES)
+
+
+def _logged_test(experiment: Path, iteration: int) -> dict[str, MetricValue]:
+    """The numbers that metrics.csv has of a test of this iteration; a later row wins."""
+    path = experiment / "metrics.csv"
+    if not path.is_file():
+        return {}
+    with open(path, newline="", encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["split"] == "test" and row["iter"] == str(iteration)]
+    if not rows:
+        return {}
+    names = {"G_loss": "loss"}
+    not_metrics = ("iter", "epoch", "split", "lr", "images_per_s")
+    return {
+        names.get(name, name): float(value) for name, value in rows[-1].items() if value and name not in not_metrics
+    }

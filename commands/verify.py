@@ -1,0 +1,181 @@
+"""verify: the metrics of one file alone, on one split, against those that its run recorded."""
+
+import argparse
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from commands.trained_model import TrainedModel, load_trained_model
+from commands.views import View, view_of
+from data.select_dataset import DataSource, TestLoader, define_dataset
+from models.evaluate import evaluate
+from models.model_plain import Batch, ModelPlain
+from utils.utils_dist import process_group
+from utils.utils_error import UserError
+from utils.utils_file import atomic_write
+from utils.utils_logger import print_block
+from utils.utils_metrics import MetricValue
+
+logger = logging.getLogger("longhaul")
+
+SUMMARY = "metrics of one file alone, against those that its run recorded"
+EXAMPLES = """
+    python main_test.py verify experiments/fer
+    python main_test.py verify experiments/fer/models/best_model.pth --split PrivateTest --tta
+    python main_test.py verify experiments/fer/models/22429_E.pth --json verified.json
+    python main_test.py verify best_model.pth --set datasets.test.dataroot=fer2013.csv
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", help="another split of datasets.test, for example PrivateTest")
+    parser.add_argument("--tta", action="store_true", help="average over mirror images and small shifts")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that is found to this file")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="for the confusion matrix (default: images/ of its experiment)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit status 0: as recorded, or nothing was recorded; 1: it differs, or cannot be right."""
+    trained = load_trained_model(args.model, args.opt, args.set)
+    source = _test_source(trained, args.split)
+    view = view_of(source.class_names)
+    with process_group(trained.opt.train.num_threads) as dist:
+        model = trained.load(dist)
+        metrics = list(dict.fromkeys([*trained.opt.val.metrics, *view.metrics]))
+        tested = _Averaging(model, view) if args.tta else model
+        start = time.perf_counter()
+        result = evaluate(tested, TestLoader(source, dist), metrics, len(source.class_names) or None)
+        seconds = time.perf_counter() - start
+    assert result is not None, "nobody asked to stop"
+    found = _findings(trained, source, view, model, result, len(source.dataset) / seconds, args.tta)
+    written = _write(trained, source, view, result, found, args)
+    _print(trained, source, found, written)
+    return 1 if found["differing"] or found["doubts"] else 0
+
+
+class _Averaging(ModelPlain):
+    """The same model, whose test output is the average over several views of each input."""
+
+    def __init__(self, model: ModelPlain, view: View) -> None:
+        self.__dict__.update(model.__dict__)
+        self._view = view
+
+    def test(self, batch: Batch) -> torch.Tensor:
+        views = self._view.inputs(batch["input"])
+        return self._view.average([super(_Averaging, self).test({**batch, "input": each}) for each in views])
+
+
+def _test_source(trained: TrainedModel, split: str | None) -> DataSource:
+    if "test" not in trained.opt.datasets:
+        raise UserError(
+            f"{trained.path}: its options have no datasets.test; add one with --set datasets.test.dataroot=..."
+        )
+    tested = trained.opt.datasets["test"]
+    if split is not None:
+        tested = type(tested)(**{**dict(tested), **tested.arguments, "split": split})
+    return define_dataset("test", tested)
+
+
+def _findings(
+    trained: TrainedModel, source: DataSource, view: View, model: ModelPlain, result: Mapping[str, MetricValue],
+    images_per_s: float, is_averaged: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything that is known, as JSON values."""
+    split = source.options.arguments.get("split")
+    recorded = trained.recorded if split == trained.recorded_split and not is_averaged else {}
+    shared = [name for name in recorded if name in result]
+    return {
+        "model": str(trained.path),
+        "network": trained.opt.netG.net_type,
+        "iteration": trained.iteration,
+        "epoch": trained.epoch,
+        "num_parameters": sum(parameter.numel() for parameter in model.tested_net.parameters()),
+        "file_bytes": trained.path.stat().st_size,
+        "data": f"{source.options.dataset_type} {split or source.name}",
+        "num_samples": len(source.dataset),
+        "synthetic": source.synthetic,
+        "test_time_average": is_averaged,
+        "images_per_s": round(images_per_s, 1),
+        "metrics": dict(result),
+        "classes": view.rows(result, source.class_names),
+        "recorded": {name: recorded[name] for name in shared},
+        "differing": [name for name in shared if not _equal(recorded[name], result[name])],
+        "doubts": view.doubts(result, source.class_names),
+    }
+
+
+def _write(
+    trained: TrainedModel, source: DataSource, view: View, result: Mapping[str, MetricValue], found: Mapping[str, Any],
+    args: argparse.Namespace,
+) -> list[Path]:  # fmt: skip
+    """Write the pictures and the JSON that were asked for; returns the files."""
+    written: list[Path] = []
+    if folder := args.output or (trained.experiment and trained.experiment / "images"):
+        folder.mkdir(parents=True, exist_ok=True)
+        title = f"{trained.path.name} on {found['data']}"
+        written += view.write_pictures(result, source.class_names, title, folder / _stem(trained, found))
+    if args.json:
+        with atomic_write(args.json, "w") as file:
+            file.write(json.dumps(found, indent=2) + "\n")
+        written.append(args.json)
+    return written
+
+
+def _equal(recorded: Any, measured: MetricValue) -> bool:
+    """Whether two results are equal; a loss is a sum of floats, whose order depends on the number of ranks."""
+    if isinstance(recorded, float) and isinstance(measured, float):
+        return math.isclose(recorded, measured, rel_tol=1e-6)
+    return recorded == measured
+
+
+def _stem(trained: TrainedModel, found: Mapping[str, Any]) -> str:
+    return f"verify_{trained.path.stem}_{found['data'].replace(' ', '_')}" + "_tta" * found["test_time_average"]
+
+
+def _print(trained: TrainedModel, source: DataSource, found: Mapping[str, Any], written: Sequence[Path]) -> None:
+    epoch = "" if found["epoch"] is None else f", epoch {found['epoch']}"
+    lines = {
+        "model": f"{found['model']}: {found['network']}, iteration {found['iteration']:,}{epoch}",
+        "size": f"{found['num_parameters']:,} parameters, {found['file_bytes'] / 1e6:.2f} MB",
+        "data": f"{found['num_samples']:,} samples of {source.options.dataset_type} {source.options.arguments}",
+        "SYNTHETIC": source.synthetic or "",
+        "test-time average": "mirror images and small shifts" if found["test_time_average"] else "",
+        "speed": f"{found['images_per_s']:,.0f} images/s",
+    }
+    lines |= {name: f"{value:.4f}" for name, value in found["metrics"].items() if isinstance(value, float)}
+    lines["recorded"] = _recorded_text(trained, found)
+    files = [("written", str(path)) for path in written]
+    print_block("Verify", [*lines.items(), *(("", line) for line in _table(found["classes"])), *files])
+    for doubt in found["doubts"]:
+        logger.warning("  CANNOT BE RIGHT: %s", doubt)
+
+
+def _recorded_text(trained: TrainedModel, found: Mapping[str, Any]) -> str:
+    if found["test_time_average"]:
+        return "not compared: the run measured one view of each input"
+    if found["differing"]:
+        pairs = ((name, trained.recorded[name], found["metrics"][name]) for name in found["differing"])
+        shown = [f"{name} {old:.6g}, now {new:.6g}" for name, old, new in pairs if isinstance(new, float)]
+        return f"DIFFERENT: {'; '.join(shown) or ', '.join(found['differing'])}"
+    return "the same" if found["recorded"] else "nothing for this file on these data"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Right-aligned columns under their names."""
+    if not rows:
+        return []
+
+    def text(value: Any) -> str:
+        return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+    cells = [list(rows[0]), *([text(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
