@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Check a trained model.
+"""Check a trained model, and look at what it says.
 
     python main_test.py verify experiments/fer
+    python main_test.py samples experiments/fer --wrong
     python main_test.py verify --help
 
 MODEL is a best_model.pth or final_model.pth, an <iter>_G.pth or <iter>_E.pth with the options of its experiment, or the
@@ -14,14 +15,14 @@ import logging
 import sys
 from pathlib import Path
 
-from commands import verify
+from commands import samples, verify
 from utils.utils_error import UserError
 from utils.utils_logger import start_console
 from utils.utils_memory import keep_freed_memory
 
 logger = logging.getLogger("longhaul")
 
-COMMANDS = {"verify": verify}
+COMMANDS = {"verify": verify, "samples": samples}
 
 
 def parse_arguments() -> argparse.Namespace:

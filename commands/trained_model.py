@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data.select_dataset import DataSource, define_dataset
 from main_train import TABLES
 from models.model_base import load_network
 from models.model_plain import ModelPlain
@@ -46,6 +47,17 @@ class TrainedModel:
         model = define_model(self.opt, dist, seed=0)
         load_network(model.tested_net, self.path, strict=True, prefer_ema=model.netE is not None)
         return model
+
+    def test_source(self, split: str | None) -> DataSource:
+        """datasets.test of the options, or another split of it."""
+        if "test" not in self.opt.datasets:
+            raise UserError(
+                f"{self.path}: its options have no datasets.test; add one with --set datasets.test.dataroot=..."
+            )
+        tested = self.opt.datasets["test"]
+        if split is not None:
+            tested = type(tested)(**{**dict(tested), **tested.arguments, "split": split})
+        return define_dataset("test", tested)
 
 
 def load_trained_model(path: Path, option_file: Path | None, overrides: list[str]) -> TrainedModel:

@@ -13,11 +13,10 @@ import torch
 
 from commands.trained_model import TrainedModel, load_trained_model
 from commands.views import View, view_of
-from data.select_dataset import DataSource, TestLoader, define_dataset
+from data.select_dataset import DataSource, TestLoader
 from models.evaluate import evaluate
 from models.model_plain import Batch, ModelPlain
 from utils.utils_dist import process_group
-from utils.utils_error import UserError
 from utils.utils_file import atomic_write
 from utils.utils_logger import print_block
 from utils.utils_metrics import MetricValue
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 0: as recorded, or nothing was recorded; 1: it differs, or cannot be right."""
     trained = load_trained_model(args.model, args.opt, args.set)
-    source = _test_source(trained, args.split)
+    source = trained.test_source(args.split)
     view = view_of(source.class_names)
     with process_group(trained.opt.train.num_threads) as dist:
         model = trained.load(dist)
@@ -71,17 +70,6 @@ class _Averaging(ModelPlain):
     def test(self, batch: Batch) -> torch.Tensor:
         views = self._view.inputs(batch["input"])
         return self._view.average([super(_Averaging, self).test({**batch, "input": each}) for each in views])
-
-
-def _test_source(trained: TrainedModel, split: str | None) -> DataSource:
-    if "test" not in trained.opt.datasets:
-        raise UserError(
-            f"{trained.path}: its options have no datasets.test; add one with --set datasets.test.dataroot=..."
-        )
-    tested = trained.opt.datasets["test"]
-    if split is not None:
-        tested = type(tested)(**{**dict(tested), **tested.arguments, "split": split})
-    return define_dataset("test", tested)
 
 
 def _findings(

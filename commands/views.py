@@ -2,15 +2,30 @@
 
 # ruff: noqa: ARG002  # a view need not use all that it is given
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from utils.utils_error import UserError
 from utils.utils_metrics import MetricValue
 
 Result = Mapping[str, MetricValue]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One sample of a test: its name, its raw image, uint8 (C, H, W), its target, and what the network says."""
+
+    name: str
+    image: NDArray[np.uint8]
+    target: torch.Tensor
+    output: torch.Tensor
 
 
 class View:
@@ -44,6 +59,12 @@ class View:
     ) -> list[Path]:
         """Write files whose names begin with `stem`; returns them."""
         return []
+
+    def write_samples(
+        self, samples: Iterable[Sample], class_names: Sequence[str], num_samples: int, wrong: bool, folder: Path
+    ) -> list[Path]:
+        """Write the most telling samples, each alone and all in one picture; returns the files, the picture last."""
+        raise UserError("samples: this task has no view of its samples yet; give its data set class names")
 
 
 class ClassificationView(View):
@@ -104,6 +125,35 @@ class ClassificationView(View):
         lines += [[label, *(f"{count:.0f}" for count in row)] for label, row in zip(class_names, counts, strict=True)]
         table.write_text("".join(",".join(line) + "\n" for line in lines), encoding="utf-8")
         return [picture, table]
+
+    def write_samples(
+        self, samples: Iterable[Sample], class_names: Sequence[str], num_samples: int, wrong: bool, folder: Path
+    ) -> list[Path]:
+        """For each true class, the most certain right ones, or the most certain wrong ones."""
+        from utils.utils_visualise import Classified, classified_figure
+
+        chosen: list[list[Classified]] = [[] for _ in class_names]
+        for sample in samples:
+            probabilities = sample.output.softmax(dim=0).tolist()
+            target = int(sample.target)
+            if wrong == (target != int(sample.output.argmax())):
+                row = [*chosen[target], Classified(sample.name, sample.image, target, probabilities)]
+                chosen[target] = sorted(row, key=lambda each: -max(each.probabilities))[:num_samples]
+        kind, written = "wrong" if wrong else "right", []
+        for label, row in zip(class_names, chosen, strict=True):
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            for number, cell in enumerate(row, 1):
+                written.append(folder / label / f"{kind}_{number}_{_file_name(cell.name)}.png")
+                classified_figure([[cell]], [label], class_names, f"true: {label}").savefig(written[-1])
+        title = f"The most certain {kind} predictions of each class; * marks the true one"
+        written.append(folder / f"{kind}.png")
+        classified_figure(chosen, class_names, class_names, title).savefig(written[-1])
+        return written
+
+
+def _file_name(name: str) -> str:
+    """What tells a sample from the others of its file or folder, without what a file's name may not hold."""
+    return re.sub(r"[^A-Za-z0-9-]+", "_", Path(name.rpartition(":")[2]).stem)
 
 
 _CORNERS = ((2, 2), (0, 2), (4, 2), (2, 0), (2, 4))  # of the image in its padded self

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,44 +11,21 @@ import pytest
 import sklearn.metrics
 import torch
 
-import main_test
-import main_train
 from commands.views import ClassificationView
-from tests.helpers import NORMALIZE, changed, tiny_csv, tiny_option_mapping, write_options
 from tests.run_helpers import flip_bit
+from tests.trained_models import CLASSES, Command, command, trained
 
-CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "recall_per_class", "confusion_matrix")
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The models folder of one short run."""
-    folder = tmp_path_factory.mktemp("verify")
-    options = tiny_option_mapping(folder / "experiments", tiny_csv(folder, num_train=40, num_test=21))
-    options = changed(
-        options, val={"metrics": METRICS, "best_metric": "accuracy"}, train__G_optimizer_lr=0.03,
-        datasets__train__transforms=[NORMALIZE], train__G_lossfn_args={}, netG__dropout=0.0,  # opinions are wanted
-        train__total_iter=60, train__checkpoint_test=20, train__checkpoint_save=20,
-    )  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["main_train.py", "-opt", str(write_options(options, folder / "tiny.json"))])
-        assert main_train.main() == 0
-    return folder / "experiments" / "tiny" / "models"
+__all__ = ["command", "trained"]  # fixtures
 
 
 @pytest.fixture
-def verify(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    def run(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["main_test.py", "verify", *map(str, arguments)])
-        return main_test.main()
-
-    return run
+def verify(command: Command) -> Command:
+    return lambda *arguments: command("verify", *arguments)
 
 
 @pytest.mark.parametrize("name", ["best_model.pth", "final_model.pth"])
 def test_a_saved_model_measures_as_recorded(
-    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str], name: str
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert verify(trained / name) == 0
     shown = capsys.readouterr().out
@@ -59,7 +35,7 @@ def test_a_saved_model_measures_as_recorded(
 
 
 def test_an_experiment_stands_for_its_best_model(
-    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for folder in (trained.parent, trained):
         assert verify(folder) == 0
@@ -67,7 +43,7 @@ def test_an_experiment_stands_for_its_best_model(
 
 
 def test_the_average_of_a_set_measures_as_logged(
-    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str]
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     final = torch.load(trained / "final_model.pth", weights_only=True)["metrics"]
     assert verify(trained / "60_E.pth") == 0
@@ -78,7 +54,7 @@ def test_the_average_of_a_set_measures_as_logged(
     assert "nothing for this file" in capsys.readouterr().out
 
 
-def test_everything_is_in_the_json_and_the_pictures(trained: Path, verify: Callable[..., int], tmp_path: Path) -> None:
+def test_everything_is_in_the_json_and_the_pictures(trained: Path, verify: Command, tmp_path: Path) -> None:
     assert verify(trained / "best_model.pth", "--json", tmp_path / "found.json", "--output", tmp_path / "out") == 0
     found = json.loads((tmp_path / "found.json").read_text())
     recorded = torch.load(trained / "best_model.pth", weights_only=True)["metrics"]
@@ -106,7 +82,7 @@ def test_the_table_of_the_classes_is_that_of_scikit_learn() -> None:
 
 
 def test_the_average_of_views_is_the_mean_probability_of_mirror_images_and_shifts(
-    trained: Path, verify: Callable[..., int], tmp_path: Path
+    trained: Path, verify: Command, tmp_path: Path
 ) -> None:
     view, image = ClassificationView(), torch.arange(64.0).reshape(1, 1, 8, 8)
     seen = view.inputs(image)
@@ -125,7 +101,7 @@ def test_the_average_of_views_is_the_mean_probability_of_mirror_images_and_shift
     ("bias", "doubt"), [(torch.zeros(7), "near uniform"), (torch.tensor([9.0, 0, 0, 0, 0, 0, 0]), "taken for angry")]
 )
 def test_what_cannot_be_right_is_said(
-    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path,
     bias: torch.Tensor, doubt: str,
 ) -> None:  # fmt: skip
     content = torch.load(trained / "best_model.pth", weights_only=True)
@@ -138,7 +114,7 @@ def test_what_cannot_be_right_is_said(
 
 
 def test_other_weights_are_noticed(
-    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     content = torch.load(trained / "best_model.pth", weights_only=True)
     content["model_state_dict"]["head.bias"] += torch.arange(7.0)
@@ -147,9 +123,7 @@ def test_other_weights_are_noticed(
     assert "DIFFERENT" in capsys.readouterr().out
 
 
-def test_another_split_has_no_record(
-    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_split_has_no_record(trained: Path, verify: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(trained / "best_model.pth", "--split", "PrivateTest") == 0
     shown = capsys.readouterr().out
     assert "2 samples of fer2013 {'split': 'PrivateTest'}" in shown
@@ -207,7 +181,7 @@ def _of_another_network(trained: Path, folder: Path) -> Path:
     ],
 )
 def test_a_wrong_file_gets_one_message_and_status_2(
-    trained: Path, verify: Callable[..., int], capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path,
     make: Callable[[Path, Path], Path], reason: str,
 ) -> None:  # fmt: skip
     path = make(trained, tmp_path)

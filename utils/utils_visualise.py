@@ -1,12 +1,24 @@
 """Figures; matplotlib is imported only when one is drawn."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Classified:
+    """One image, uint8 (C, H, W), its true class, and the probability of every class."""
+
+    name: str
+    image: NDArray[np.uint8]
+    target: int
+    probabilities: Sequence[float]
 
 
 def confusion_figure(counts: Sequence[Sequence[float]], class_names: Sequence[str], title: str) -> "Figure":
@@ -29,3 +41,43 @@ def confusion_figure(counts: Sequence[Sequence[float]], class_names: Sequence[st
     axes.set_title(title)
     figure.colorbar(shaded, label="share of the true class", fraction=0.046)
     return figure
+
+
+def classified_figure(
+    cells: Sequence[Sequence["Classified"]], row_names: Sequence[str], class_names: Sequence[str], title: str
+) -> "Figure":
+    """Rows of images, each beside the probability of every class; the true class is marked with a star."""
+    from matplotlib.figure import Figure
+
+    num_columns = max(1, *(len(row) for row in cells))
+    figure = Figure(figsize=(3.4 * num_columns + 0.6, 1.75 * len(cells) + 0.5), dpi=110, layout="constrained")
+    grid = figure.add_gridspec(len(cells), 2 * num_columns, width_ratios=[1, 0.9] * num_columns)
+    figure.suptitle(title, fontsize=11)
+    for i, (row, row_name) in enumerate(zip(cells, row_names, strict=True)):
+        for j, cell in enumerate(row):
+            _draw_classified(
+                figure.add_subplot(grid[i, 2 * j]), figure.add_subplot(grid[i, 2 * j + 1]), cell, class_names
+            )
+        if not row:
+            empty = figure.add_subplot(grid[i, 0])
+            empty.axis("off")
+            empty.text(0.5, 0.5, f"{row_name}:\nnone", ha="center", va="center", fontsize=9)
+    return figure
+
+
+def _draw_classified(image_axes: Any, bar_axes: Any, cell: "Classified", class_names: Sequence[str]) -> None:
+    image = np.moveaxis(cell.image, 0, -1)
+    image_axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+    image_axes.axis("off")
+    predicted = int(np.argmax(cell.probabilities))
+    image_axes.set_title(f"{class_names[predicted]} {cell.probabilities[predicted]:.2f}", fontsize=9)
+    colours = ["#1f6fb2" if k == predicted else "#b8c4ce" for k in range(len(class_names))]
+    bar_axes.barh(range(len(class_names)), cell.probabilities, color=colours)
+    labels = [f"* {name}" if k == cell.target else name for k, name in enumerate(class_names)]
+    bar_axes.set_yticks(range(len(class_names)), labels, fontsize=7)
+    bar_axes.invert_yaxis()
+    bar_axes.set_xlim(0, 1)
+    bar_axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=6)
+    bar_axes.set_xlabel("probability", fontsize=6, labelpad=1)
+    for side in ("top", "right"):
+        bar_axes.spines[side].set_visible(False)

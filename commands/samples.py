@@ -1,0 +1,60 @@
+"""samples: for each class, images that the model gets right, or wrong, with the probability of every class."""
+
+import argparse
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from commands.trained_model import load_trained_model
+from commands.views import Sample, view_of
+from data.select_dataset import DataSource, TestLoader
+from models.model_plain import ModelPlain
+from utils.utils_dist import Dist, process_group
+from utils.utils_error import UserError
+
+logger = logging.getLogger("longhaul")
+
+SUMMARY = "pictures of what the model gets right or wrong, class by class"
+EXAMPLES = """
+    python main_test.py samples experiments/fer
+    python main_test.py samples experiments/fer --wrong --num_samples 5 --output wrong_faces
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num_samples", type=int, default=3, metavar="N", help="for each class (3)")
+    parser.add_argument("--wrong", action="store_true", help="those that the model gets wrong")
+    parser.add_argument("--split", help="another split of datasets.test, for example PrivateTest")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="(default: images/samples of its experiment, else samples)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the pictures; exit status 0."""
+    if args.num_samples < 1:
+        raise UserError(f"--num_samples: {args.num_samples} is not allowed: must be at least 1")
+    trained = load_trained_model(args.model, args.opt, args.set)
+    source = trained.test_source(args.split)
+    folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "samples"
+    with process_group(trained.opt.train.num_threads) as dist:
+        judged = _judged(trained.load(dist), source, dist)
+        view = view_of(source.class_names)
+        written = view.write_samples(judged, source.class_names, args.num_samples, args.wrong, folder)
+    if source.synthetic:
+        logger.warning("SYNTHETIC DATA: %s", source.synthetic)
+    logger.info("%d pictures in %s; all of them in %s.", len(written) - 1, folder, written[-1])
+    return 0
+
+
+def _judged(model: ModelPlain, source: DataSource, dist: Dist) -> Iterator[Sample]:
+    """Every sample of a test, in the order of the data set."""
+    index = 0
+    for batch in TestLoader(source, dist):
+        assert batch is not None, "one rank has no round without a batch"
+        for output, target, name in zip(model.test(batch), model.target, batch["name"], strict=True):
+            raw = source.dataset[index]["input"]
+            yield Sample(name, np.asarray(raw, dtype=np.uint8), target, output)
+            index += 1

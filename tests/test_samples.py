@@ -1,0 +1,76 @@
+"""`main_test.py samples`: the most certain right and wrong samples of each class, and nothing else."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from models.select_network import define_G
+from tests.trained_models import CLASSES, Command, command, trained
+from utils import utils_option
+
+__all__ = ["command", "trained"]  # fixtures
+
+Said = dict[str, tuple[int, np.ndarray]]
+
+
+@pytest.fixture
+def said(trained: Path) -> Said:
+    """Row of the CSV -> its true class and the probabilities, from the file and the CSV alone."""
+    content = torch.load(trained / "best_model.pth", weights_only=True)
+    opt = utils_option.validate(content["options"])
+    net = define_G(opt.netG).eval()
+    net.load_state_dict(content["model_state_dict"])
+    result = {}
+    for number, line in enumerate(Path(opt.datasets["train"].dataroot or "").read_text().splitlines()[1:], 2):
+        label, pixels, usage = line.split(",")
+        if usage == "PublicTest":
+            face = np.array(pixels.split(), dtype=np.float32).reshape(1, 1, 48, 48) / 255
+            with torch.no_grad():
+                logits = net((torch.from_numpy(face) - 0.5) / 0.25)[0]
+            result[f"row_{number}"] = int(label), logits.softmax(0).numpy()
+    return result
+
+
+@pytest.mark.parametrize("arguments", [(), ("--wrong",), ("--wrong", "--num_samples", 1)])
+def test_the_most_certain_samples_of_each_class_are_written(
+    trained: Path,
+    command: Command,
+    said: Said,
+    tmp_path: Path,
+    arguments: tuple[object, ...],
+) -> None:
+    num_samples, kind = (1 if 1 in arguments else 3), "wrong" if "--wrong" in arguments else "right"
+    assert command("samples", trained / "best_model.pth", "--output", tmp_path, *arguments) == 0
+    for class_id, label in enumerate(CLASSES):
+        rows = {row: found for row, (true, found) in said.items() if true == class_id}
+        fitting = [row for row, found in rows.items() if (found.argmax() == class_id) == (kind == "right")]
+        best = sorted(fitting, key=lambda row: -rows[row].max())[:num_samples]
+        names = sorted(path.name for path in (tmp_path / label).iterdir())
+        assert names == [f"{kind}_{number}_{row}.png" for number, row in enumerate(best, 1)]
+    assert cv2.imread(str(tmp_path / f"{kind}.png")).shape[1] > 300
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*CLASSES, f"{kind}.png"])
+
+
+def test_without_a_folder_they_go_to_the_images_of_the_experiment(trained: Path, command: Command) -> None:
+    assert command("samples", trained.parent) == 0
+    assert (trained.parent / "images" / "samples" / "right.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--num_samples", 0), "must be at least 1"),
+        (("--split", "Nonsense"), "Nonsense"),
+        (("--set", "val.x=1"), "val.x"),
+    ],
+)
+def test_wrong_arguments_are_2_and_one_message(
+    trained: Path, command: Command, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], message: str
+) -> None:
+    assert command("samples", trained / "best_model.pth", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
