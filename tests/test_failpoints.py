@@ -166,6 +166,7 @@ def test_every_failpoint_of_a_launch(
     if name != "fresh":  # once the resume point is chosen, this launch goes the way of a fresh one
         instants = instants[: instants.index(("resume point chosen", "tiny")) + 1]
     accidents = list(strikes(instants, lambda _: True))
+    assert len(accidents) > (100 if name == "fresh" else 10)
     for accident in accidents:
         survives(scenarios[name], num_ranks, accident, hashes(num_ranks))
     print(f"{name}, {num_ranks} ranks: killed at {len(accidents)} instants, all ended alike")

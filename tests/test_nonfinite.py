@@ -78,7 +78,7 @@ def test_more_in_a_row_than_allowed_stop_the_run(logged: pytest.LogCaptureFixtur
 
 
 def test_a_step_that_is_taken_ends_the_row() -> None:
-    train(model_of(**SKIP), [1, 2, 4, 5], last=6)
+    assert train(model_of(**SKIP), [1, 2, 4, 5], last=6).num_skipped_in_a_row == 0
 
 
 def test_an_interval_without_a_step_logs_no_loss() -> None:
