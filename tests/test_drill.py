@@ -241,6 +241,7 @@ def test_a_trainer_that_hangs_or_fails_by_itself_ends_the_drill(
 
 
 @linux
+@pytest.mark.long
 def test_a_run_survives_whatever_the_options(
     tmp_path: Path, tiny_options: MakeOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
