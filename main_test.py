@@ -54,6 +54,9 @@ def main() -> int:
     except UserError as error:
         logger.error("%s", error)
         return 2
+    except OSError as error:  # it names the file
+        logger.error("%s; choose another --output or --json, or mend the file's permissions.", error)
+        return 2
 
 
 if __name__ == "__main__":

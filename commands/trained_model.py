@@ -22,7 +22,7 @@ from utils.utils_option import Options
 from utils.utils_option_file import apply_overrides
 from utils.utils_state_file import crc_damage, load_state
 
-_SELF_CONTAINED = {"model_state_dict", "netG", "options"}
+_SELF_CONTAINED = {"model_state_dict", "netG", "options", "iter", "epoch"}
 _PART_NAME = re.compile(r"(\d+)_(G|E)\.pth")
 
 

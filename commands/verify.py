@@ -111,6 +111,7 @@ def _write(
         title = f"{trained.path.name} on {found['data']}"
         written += view.write_pictures(result, source.class_names, title, folder / _stem(trained, found))
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.json, "w") as file:
             file.write(json.dumps(found, indent=2) + "\n")
         written.append(args.json)

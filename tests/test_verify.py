@@ -153,6 +153,13 @@ def _truncated(trained: Path, folder: Path) -> Path:
     return path
 
 
+def _without_its_iteration(trained: Path, folder: Path) -> Path:
+    content = torch.load(trained / "best_model.pth", weights_only=True)
+    del content["iter"]
+    torch.save(content, folder / "foreign.pth")
+    return folder / "foreign.pth"
+
+
 def _text(_trained: Path, folder: Path) -> Path:
     path = folder / "text.pth"
     path.write_text("not a model")
@@ -176,6 +183,7 @@ def _of_another_network(trained: Path, folder: Path) -> Path:
         (lambda _, folder: folder, "holds no best_model.pth"),
         (_truncated, "not a readable checkpoint"),
         (_text, "truncated|refused|not a readable"),
+        (_without_its_iteration, "not a self-contained model"),
         (_of_another_network, "another shape"),
         (lambda _trained, folder: folder / "absent.pth", "no such file"),
     ],
@@ -189,3 +197,15 @@ def test_a_wrong_file_gets_one_message_and_status_2(
     message = capsys.readouterr().err
     assert any(each in message for each in reason.split("|")), message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("option", ["--output", "--json"])
+def test_a_place_that_cannot_be_written_gets_one_message_and_status_2(
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert verify(trained / "best_model.pth", option, tmp_path / "file" / "below") == 2
+    message = capsys.readouterr().err
+    assert str(tmp_path / "file") in message
+    assert "Traceback" not in message
+    assert (tmp_path / "file").read_text() == "mine"
