@@ -214,7 +214,7 @@ class Trainer:
         shown = self._sources.get("test", self._sources["train"])
         return pack_model(
             self.model, current_iter, self.stream.epoch(current_iter), self._result, shown.class_names,
-            input_transforms(shown), synthetic_notice(self._sources.values()),
+            shown.dataset[0]["input"].shape, input_transforms(shown), synthetic_notice(self._sources.values()),
         )  # fmt: skip
 
     def _choose_seed(self, opt: Options) -> int:

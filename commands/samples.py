@@ -2,17 +2,15 @@
 
 import argparse
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from commands.trained_model import load_trained_model
-from commands.views import Sample, view_of
-from data.select_dataset import DataSource, TestLoader
-from models.model_plain import ModelPlain
-from utils.utils_dist import Dist, process_group
+from data.select_dataset import TestLoader
+from models.evaluate import evaluate
+from utils.utils_dist import process_group
 from utils.utils_error import UserError
+from views.select_view import define_view
+from views.test_outputs import TestOutputs
 
 logger = logging.getLogger("longhaul")
 
@@ -39,22 +37,13 @@ def run(args: argparse.Namespace) -> int:
     trained = load_trained_model(args.model, args.opt, args.set)
     source = trained.test_source(args.split)
     folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "samples"
+    view = define_view(source.dataset, source.class_names)
     with process_group(trained.opt.train.num_threads) as dist:
-        judged = _judged(trained.load(dist), source, dist)
-        view = view_of(source.class_names)
-        written = view.write_samples(judged, source.class_names, args.num_samples, args.wrong, folder)
+        outputs = TestOutputs()
+        evaluate(trained.load(dist), TestLoader(source, dist), (), observe=outputs.add)
+    chosen = outputs.choose(view, source.dataset, args.num_samples, args.wrong)
+    written = view.write_samples(chosen, args.wrong, folder)
     if source.synthetic:
         logger.warning("SYNTHETIC DATA: %s", source.synthetic)
     logger.info("%d pictures in %s; all of them in %s.", len(written) - 1, folder, written[-1])
     return 0
-
-
-def _judged(model: ModelPlain, source: DataSource, dist: Dist) -> Iterator[Sample]:
-    """Every sample of a test, in the order of the data set."""
-    index = 0
-    for batch in TestLoader(source, dist):
-        assert batch is not None, "one rank has no round without a batch"
-        for output, target, name in zip(model.test(batch), model.target, batch["name"], strict=True):
-            raw = source.dataset[index]["input"]
-            yield Sample(name, np.asarray(raw, dtype=np.uint8), target, output)
-            index += 1

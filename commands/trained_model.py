@@ -3,11 +3,15 @@
 import csv
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data.select_dataset import DataSource, define_dataset
+import numpy as np
+import torch
+
+from data.select_dataset import DATASETS, DataSource, define_dataset, define_test_pipeline
+from data.transforms import TRANSFORMS
 from main_train import TABLES
 from models.model_base import load_network
 from models.model_plain import ModelPlain
@@ -21,6 +25,8 @@ from utils.utils_metrics import MetricValue
 from utils.utils_option import Options
 from utils.utils_option_file import apply_overrides
 from utils.utils_state_file import crc_damage, load_state
+from views.select_view import define_view
+from views.view_base import View
 
 _SELF_CONTAINED = {"model_state_dict", "netG", "options", "iter", "epoch"}
 _PART_NAME = re.compile(r"(\d+)_(G|E)\.pth")
@@ -30,14 +36,18 @@ _PART_NAME = re.compile(r"(\d+)_(G|E)\.pth")
 class TrainedModel:
     """One file with weights, and the options that it is used with.
 
-    recorded: the metrics that its run measured on `recorded_split` of datasets.test; empty if it measured none.
-    experiment: the folder of its run; None for a file that was taken out of it.
+    class_names: empty where targets are no classes. input_shape: (C, H, W) of the raw images that the network was
+    trained on; None if neither the file nor the data set says. recorded: the metrics that its run measured on
+    `recorded_split` of datasets.test; empty if it measured none. experiment: the folder of its run; None for a file
+    that was taken out of it.
     """
 
     path: Path
     opt: Options
     iteration: int
     epoch: int | None
+    class_names: tuple[str, ...]
+    input_shape: tuple[int, int, int] | None
     recorded: Mapping[str, MetricValue]
     recorded_split: str | None
     experiment: Path | None
@@ -47,6 +57,27 @@ class TrainedModel:
         model = define_model(self.opt, dist, seed=0)
         load_network(model.tested_net, self.path, strict=True, prefer_ema=model.netE is not None)
         return model
+
+    def view(self) -> View:
+        """What is shown of its task."""
+        return define_view(DATASETS[self.opt.datasets["train"].dataset_type], self.class_names)
+
+    def predictor(self, dist: Dist) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Raw images, uint8 (B, C, H, W) -> what the tested network says of them, float32 on its device."""
+        model = self.load(dist)
+        name = "test" if "test" in self.opt.datasets else "train"
+        options = self.opt.datasets[name]
+        if name == "train":
+            steps = tuple(each for each in options.transforms if not TRANSFORMS[each.type].is_random)  # type: ignore[attr-defined]
+            options = options.model_copy(update={"transforms": steps})
+        pipeline = define_test_pipeline(name, options, self.class_names)
+
+        def predict(images: torch.Tensor) -> torch.Tensor:
+            nobody = torch.zeros(len(images), dtype=torch.int64, device=dist.device)
+            batch = {"input": images.to(dist.device), "target": nobody, "name": [""] * len(images)}
+            return model.test(pipeline(batch, np.arange(len(images))))
+
+        return predict
 
     def test_source(self, split: str | None) -> DataSource:
         """datasets.test of the options, or another split of it."""
@@ -100,8 +131,10 @@ def _self_contained(
     options = content["options"] if option_file is None else utils_option.to_dict(utils_option.parse(option_file))
     opt = _validated({**options, "netG": content["netG"]}, overrides, file)
     trained_on = content["options"].get("datasets", {}).get("test", {}).get("split")
+    metrics, classes = content.get("metrics") or {}, tuple(content.get("class_names") or ())
+    shape = content.get("input", {}).get("shape") or _class_of_data(opt, "input_shape")
     return TrainedModel(
-        file, opt, int(content["iter"]), content["epoch"], content.get("metrics") or {}, trained_on, experiment
+        file, opt, int(content["iter"]), content["epoch"], classes, shape, metrics, trained_on, experiment
     )
 
 
@@ -119,7 +152,13 @@ def _part_of_a_set(
     tested = "E" if opt.train.E_decay > 0 else "G"
     recorded = _logged_test(experiment, iteration) if experiment and part == tested else {}
     split = opt.datasets["test"].arguments.get("split") if "test" in opt.datasets else None
-    return TrainedModel(file, opt, iteration, epoch, recorded, split, experiment)
+    classes, shape = tuple(_class_of_data(opt, "class_names") or ()), _class_of_data(opt, "input_shape")
+    return TrainedModel(file, opt, iteration, epoch, classes, shape, recorded, split, experiment)
+
+
+def _class_of_data(opt: Options, attribute: str) -> Any:
+    """What the class of the training data says for itself, without any data."""
+    return getattr(DATASETS[opt.datasets["train"].dataset_type], attribute, None)
 
 
 def _newest_options(file: Path, experiment: Path | None) -> Path:

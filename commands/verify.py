@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from commands.trained_model import TrainedModel, load_trained_model
-from commands.views import View, view_of
 from data.select_dataset import DataSource, TestLoader
 from models.evaluate import evaluate
 from models.model_plain import Batch, ModelPlain
@@ -20,6 +19,8 @@ from utils.utils_dist import process_group
 from utils.utils_file import atomic_write
 from utils.utils_logger import print_block
 from utils.utils_metrics import MetricValue
+from views.select_view import define_view
+from views.view_base import View
 
 logger = logging.getLogger("longhaul")
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     """Exit status 0: as recorded, or nothing was recorded; 1: it differs, or cannot be right."""
     trained = load_trained_model(args.model, args.opt, args.set)
     source = trained.test_source(args.split)
-    view = view_of(source.class_names)
+    view = define_view(source.dataset, source.class_names)
     with process_group(trained.opt.train.num_threads) as dist:
         model = trained.load(dist)
         metrics = list(dict.fromkeys([*trained.opt.val.metrics, *view.metrics]))
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         seconds = time.perf_counter() - start
     assert result is not None, "nobody asked to stop"
     found = _findings(trained, source, view, model, result, len(source.dataset) / seconds, args.tta)
-    written = _write(trained, source, view, result, found, args)
+    written = _write(trained, view, result, found, args)
     _print(trained, source, found, written)
     return 1 if found["differing"] or found["doubts"] else 0
 
@@ -93,15 +94,15 @@ def _findings(
         "test_time_average": is_averaged,
         "images_per_s": round(images_per_s, 1),
         "metrics": dict(result),
-        "classes": view.rows(result, source.class_names),
+        "classes": view.rows(result),
         "recorded": {name: recorded[name] for name in shared},
         "differing": [name for name in shared if not _equal(recorded[name], result[name])],
-        "doubts": view.doubts(result, source.class_names),
+        "doubts": view.doubts(result),
     }
 
 
 def _write(
-    trained: TrainedModel, source: DataSource, view: View, result: Mapping[str, MetricValue], found: Mapping[str, Any],
+    trained: TrainedModel, view: View, result: Mapping[str, MetricValue], found: Mapping[str, Any],
     args: argparse.Namespace,
 ) -> list[Path]:  # fmt: skip
     """Write the pictures and the JSON that were asked for; returns the files."""
@@ -109,7 +110,7 @@ def _write(
     if folder := args.output or (trained.experiment and trained.experiment / "images"):
         folder.mkdir(parents=True, exist_ok=True)
         title = f"{trained.path.name} on {found['data']}"
-        written += view.write_pictures(result, source.class_names, title, folder / _stem(trained, found))
+        written += view.write_pictures(result, title, folder / _stem(trained, found))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.json, "w") as file:

@@ -26,7 +26,8 @@ class Fer2013:
     """
 
     class_names = EMOTIONS
-    num_classes = len(EMOTIONS)
+    input_shape = (1, 48, 48)
+    view = "faces"
 
     def __init__(self, dataroot: str, split: Split) -> None:
         if split not in SPLITS:

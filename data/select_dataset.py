@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -36,7 +36,8 @@ class Dataset(Protocol):
     """Index -> raw sample {"input", "target", "name"}; no randomness. Built from `dataroot` and its own arguments.
 
     `fingerprint` identifies the content. A data set that fits in memory also has `resident() -> {"input": (N, ...),
-    "target": (N, ...)}` and `name(i)`; one for classification has `class_names`.
+    "target": (N, ...)}` and `name(i)`; one for classification has `class_names`. `view` names the entry of VIEWS that
+    shows it.
     """
 
     fingerprint: str
@@ -129,7 +130,8 @@ def define_train_loader(
     source: DataSource, stream: TrainStream, dist: Dist, seed: int, start_iter: int, num_micro_batches: int = 1
 ) -> Iterator[tuple[int, list[Batch]]]:
     """Endless (current_iter, micro-batches) from iteration `start_iter` + 1 on; this rank's share, on its device."""
-    pipeline = Pipeline(_transforms(source), seed_of(seed, "transforms"))
+    transforms = _transforms(source.name, source.options, source.class_names)
+    pipeline = Pipeline(transforms, seed_of(seed, "transforms"))
     iterations = itertools.count(start_iter + 1)
     parts = (
         part
@@ -145,6 +147,8 @@ def define_train_loader(
 class TestLoader:
     """One pass over this rank's unpadded share of a test data set: samples rank, rank + world_size, ...
 
+    "index" of a batch has the numbers of its samples.
+
     Every rank makes `num_rounds` rounds; a rank whose share is shorter gets None in the last one, so that code which
     talks between rounds stays in step.
     """
@@ -154,7 +158,7 @@ class TestLoader:
     def __init__(self, source: DataSource, dist: Dist) -> None:
         self.source = source
         self._dist = dist
-        self._pipeline = Pipeline(_transforms(source, allow_random=False), seed=0)
+        self._pipeline = define_test_pipeline(source.name, source.options, source.class_names)
         self._samples = np.arange(dist.rank, len(source.dataset), dist.world_size, dtype=np.int64)
         self._batch_size = max(1, (source.options.dataloader_batch_size or 1) // dist.world_size)
         longest = -(-len(source.dataset) // dist.world_size)
@@ -164,13 +168,18 @@ class TestLoader:
         starts = range(0, len(self._samples), self._batch_size)
         drawn = [self._samples[start : start + self._batch_size] for start in starts]
         for samples, batch in zip(drawn, _fetch(self.source, drawn, self._dist), strict=True):
-            yield self._pipeline(batch, samples)
+            yield {**self._pipeline(batch, samples), "index": samples}
         yield from [None] * (self.num_rounds - len(drawn))
 
 
 def define_test_loaders(sources: Mapping[str, DataSource], dist: Dist) -> dict[str, TestLoader]:
     """A loader for each test data set, "test" (which selects the best model) first."""
     return {name: TestLoader(sources[name], dist) for name in sorted(sources) if name != "train"}
+
+
+def define_test_pipeline(name: str, options: DatasetOptions, class_names: Sequence[str]) -> Pipeline:
+    """What the inputs of a test pass through, without anything random."""
+    return Pipeline(_transforms(name, options, class_names, allow_random=False), seed=0)
 
 
 def input_transforms(source: DataSource) -> list[dict[str, Any]]:
@@ -198,15 +207,16 @@ def _input_digests(dataset: Dataset) -> list[bytes]:
     return [hashlib.blake2b(row.data, digest_size=16).digest() for row in inputs]
 
 
-def _transforms(source: DataSource, allow_random: bool = True) -> list[Transform]:
-    num_classes = len(source.class_names) or None
+def _transforms(
+    name: str, options: DatasetOptions, class_names: Sequence[str], allow_random: bool = True
+) -> list[Transform]:
     built = []
-    for number, each in enumerate(source.options.transforms):
-        transform = TRANSFORMS.build(each.type, each.arguments, num_classes=num_classes)
+    for number, each in enumerate(options.transforms):
+        transform = TRANSFORMS.build(each.type, each.arguments, num_classes=len(class_names) or None)
         if transform.is_random and not allow_random:
             raise UserError(
-                f"datasets.{source.name}.transforms.{number}: {each.type} is random, and a test must give the same "
-                "result every time; remove it"
+                f"datasets.{name}.transforms.{number}: {each.type} is random, and a test must give the same result "
+                "every time; remove it"
             )
         built.append(transform)
     return built

@@ -2,11 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from models.model_plain import ModelPlain
+from models.model_plain import Batch, ModelPlain
 from utils.utils_metrics import METRICS, MetricValue
 
 if TYPE_CHECKING:
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: ModelPlain,
-    loader: Iterable[dict[str, Any] | None],
+    loader: Iterable[Batch | None],
     metrics: Sequence[str],
     num_classes: int | None = None,
     should_stop: Callable[[], int] = lambda: 0,
+    observe: Callable[[Batch, torch.Tensor, torch.Tensor], None] | None = None,
 ) -> dict[str, MetricValue] | None:
     """Loss and metrics of the tested network, the same on every rank; None if asked to stop. Collective.
 
     Every rank makes the same number of rounds (None where its share has ended) and asks `should_stop` in each.
+    `observe` is given each batch of this rank, its output and its target.
     """
     model.sync_buffers()
     built: dict[str, Metric] = {
@@ -39,6 +41,8 @@ def evaluate(
         loss_and_count += torch.stack([model.test_loss(output).double() * count, loss_and_count.new_tensor(count)])
         for metric in built.values():
             metric.update(output, model.target)
+        if observe:
+            observe(batch, output, model.target)
     loss, count = model.dist.sum(loss_and_count).tolist()
     result: dict[str, MetricValue] = {"loss": loss / count}
     for name, metric in built.items():

@@ -10,11 +10,12 @@ from utils.utils_option import to_dict
 
 def pack_model(
     model: ModelPlain, current_iter: int, epoch: int, metrics: Mapping[str, MetricValue], class_names: Sequence[str],
-    transforms: Sequence[Mapping[str, Any]], synthetic: str | None,
+    input_shape: Sequence[int], transforms: Sequence[Mapping[str, Any]], synthetic: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of a self-contained file: tensors and plain containers only.
 
-    metrics: those of the test that these weights passed. transforms: what an input needs after uint8 to [0, 1].
+    metrics: those of the test that these weights passed. input_shape: (C, H, W). transforms: what an
+    input needs after uint8 to [0, 1].
     synthetic: what stood in for missing data, in words.
     """
     options = to_dict(model.opt)
@@ -28,7 +29,7 @@ def pack_model(
         "best_metric": model.opt.val.best_metric,
         "class_names": list(class_names),
         "netG": options["netG"],
-        "input": {"transforms": [dict(transform) for transform in transforms]},
+        "input": {"shape": list(input_shape), "transforms": [dict(transform) for transform in transforms]},
         "options": options,
         "synthetic": synthetic,
     }

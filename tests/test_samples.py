@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from commands.views import view_of
 from models.select_network import define_G
 from tests.trained_models import CLASSES, Command, command, trained
 from utils import utils_option
 from utils.utils_error import UserError
+from views.view_base import View
 
 __all__ = ["command", "trained"]  # fixtures
 
@@ -78,6 +78,6 @@ def test_wrong_arguments_are_2_and_one_message(
     assert "Traceback" not in error
 
 
-def test_a_task_without_a_view_of_its_samples_says_so(tmp_path: Path) -> None:
+def test_a_task_without_a_view_of_its_samples_says_so() -> None:
     with pytest.raises(UserError, match="no view of its samples yet"):
-        view_of(()).write_samples([], (), 3, False, tmp_path)
+        View().choose(torch.zeros(2, 3), torch.zeros(2), 3, False)

@@ -11,9 +11,9 @@ import pytest
 import sklearn.metrics
 import torch
 
-from commands.views import ClassificationView
 from tests.run_helpers import flip_bit
 from tests.trained_models import CLASSES, Command, command, trained
+from views.view_classification import ClassificationView
 
 __all__ = ["command", "trained"]  # fixtures
 
@@ -74,7 +74,7 @@ def test_everything_is_in_the_json_and_the_pictures(trained: Path, verify: Comma
 def test_the_table_of_the_classes_is_that_of_scikit_learn() -> None:
     true, predicted = [0, 0, 1, 1, 1, 3, 3], [0, 1, 1, 1, 0, 3, 1]
     matrix = sklearn.metrics.confusion_matrix(true, predicted, labels=range(4)).astype(float).tolist()
-    rows = ClassificationView().rows({"confusion_matrix": matrix}, "abcd")
+    rows = ClassificationView("abcd").rows({"confusion_matrix": matrix})
     expected = sklearn.metrics.precision_recall_fscore_support(true, predicted, labels=range(4), zero_division=np.nan)
     for row, *values in zip(rows, *expected, strict=True):
         found = [row["precision"], row["recall"], row["f1"], row["samples"]]

@@ -1,0 +1,44 @@
+"""What a test has said of each sample, and from it the samples that are worth a picture."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from views.view_base import Sample, View
+
+
+class RawSamples(Protocol):
+    """A data set: index -> {"input": uint8 (C, H, W), "name": str, ...}."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class TestOutputs:
+    """Outputs and targets of the samples that this rank has tested: `evaluate(..., observe=outputs.add)`."""
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self) -> None:
+        self._index: list[int] = []
+        self._outputs: list[torch.Tensor] = []
+        self._targets: list[torch.Tensor] = []
+
+    def add(self, batch: Mapping[str, Any], output: torch.Tensor, target: torch.Tensor) -> None:
+        """Keep a batch; the device is not waited for."""
+        self._index += batch["index"].tolist()
+        self._outputs.append(output)
+        self._targets.append(target)
+
+    def choose(self, view: View, dataset: RawSamples, num_samples: int, wrong: bool) -> dict[str, list[Sample]]:
+        """The most telling samples, row by row of a picture."""
+        if not self._index:
+            return {}
+        outputs, targets = torch.cat(self._outputs).cpu(), torch.cat(self._targets).cpu()
+        chosen = view.choose(outputs, targets, num_samples, wrong)
+        return {row: [self._sample(i, dataset, outputs, targets) for i in numbers] for row, numbers in chosen.items()}
+
+    def _sample(self, number: int, dataset: RawSamples, outputs: torch.Tensor, targets: torch.Tensor) -> Sample:
+        raw = dataset[self._index[number]]
+        return Sample(raw["name"], np.asarray(raw["input"], dtype=np.uint8), targets[number], outputs[number])

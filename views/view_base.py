@@ -1,0 +1,101 @@
+"""View: what main_test.py and the trainer show of a task; the base class knows nothing but the numbers."""
+
+# ruff: noqa: ARG002  # a view need not use all that it is given
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from utils.utils_error import UserError
+from utils.utils_metrics import MetricValue
+
+Result = Mapping[str, MetricValue]
+Image = NDArray[np.uint8]
+"""As OpenCV has it: (H, W, 3), BGR."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One sample of a test: its name, its raw image, uint8 (C, H, W), its target, and what the network says."""
+
+    name: str
+    image: NDArray[np.uint8]
+    target: torch.Tensor
+    output: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """A rectangle of an image in pixels; it may reach beyond the border."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class View:
+    """Any task: its metrics, and nothing else is known of it."""
+
+    metrics: tuple[str, ...] = ()
+    """What `verify` measures besides the metrics of the options."""
+
+    def __init__(self, class_names: Sequence[str] = ()) -> None:
+        self.class_names = tuple(class_names)
+
+    # verify
+
+    def inputs(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The images (B, C, H, W), and what else of them a test-time average sees."""
+        return [images]
+
+    def average(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One output from those of all `inputs`."""
+        return outputs[0]
+
+    def rows(self, result: Result) -> list[dict[str, Any]]:
+        """A table: a row for each class, or joint."""
+        return []
+
+    def doubts(self, result: Result) -> list[str]:
+        """What cannot be right in a trained model, in words."""
+        return []
+
+    def write_pictures(self, result: Result, title: str, stem: Path) -> list[Path]:
+        """Write files whose names begin with `stem`; returns them."""
+        return []
+
+    # samples
+
+    def choose(
+        self, outputs: torch.Tensor, targets: torch.Tensor, num_samples: int, wrong: bool
+    ) -> dict[str, list[int]]:
+        """The indices of the most telling of N tested samples, row by row of a picture; `wrong` ones, or right ones."""
+        raise UserError("samples: this task has no view of its samples yet; add one to VIEWS (views/select_view.py)")
+
+    def write_samples(self, chosen: Mapping[str, Sequence[Sample]], wrong: bool, folder: Path) -> list[Path]:
+        """Write the chosen samples, each alone and all in one picture; returns the files, the picture last."""
+        raise NotImplementedError
+
+    # infer
+
+    def find(self, image: Image) -> list[Box]:
+        """Where an image has something to show to the network; the whole image, if nothing more is known."""
+        return [Box(0, 0, image.shape[1], image.shape[0])]
+
+    def says(self, output: torch.Tensor) -> dict[str, float | str]:
+        """What the network says of one input, as columns of a table."""
+        return {f"output_{number}": value for number, value in enumerate(output.flatten().tolist())}
+
+    def headline(self, output: torch.Tensor) -> str:
+        """The same in a few words."""
+        return " ".join(f"{value:.4g}" for value in output.flatten().tolist()[:8])
+
+    def annotate(self, image: Image, box: Box, output: torch.Tensor) -> None:
+        """Draw what the network says into the image."""
+        raise UserError("infer: this task has no drawing yet; add one to VIEWS (views/select_view.py)")
