@@ -98,6 +98,32 @@ def test_status_of_a_relaunch_knows_the_set_that_is_there(make: Callable[..., Ex
     assert status(experiment)[1] == 4
 
 
+def test_status_keeps_the_history_of_the_launches(make: Callable[..., Experiment]) -> None:
+    killed = make()
+    with killed:
+        killed.find_resume_point(PARTS)
+        save(killed, 4)
+        as_killed = (killed.folder / "status.json").read_text()
+    (killed.folder / "status.json").write_text(as_killed)
+    with make() as preempted:
+        preempted.find_resume_point(PARTS)
+        save(preempted, 9)
+        preempted.finish("PREEMPTED")
+    with pytest.raises(RuntimeError), make():  # it never came to train
+        raise RuntimeError
+    with make() as last:
+        last.find_resume_point(PARTS)
+        last.finish("DONE")
+    launches = json.loads((last.folder / "status.json").read_text())["launches"]
+    assert [(each["from_iter"], each["to_iter"], each["state"]) for each in launches] == [
+        (0, 4, "RUNNING"),
+        (4, 9, "PREEMPTED"),
+        (9, 9, "DONE"),
+    ]
+    assert launches[0]["launched"] <= launches[0]["ended"]
+    assert launches[0]["machine"]["ranks"] == 1
+
+
 def test_a_first_set_that_a_kill_left_without_manifest_is_set_aside(make: Callable[..., Experiment]) -> None:
     with make() as experiment:
         experiment.find_resume_point(PARTS)

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import platform
 import re
 import sys
 import time
@@ -66,6 +67,8 @@ class Experiment:
         self._open = contextlib.ExitStack()
         self.last_committed_iter = 0
         self._began_at: int | None = None
+        self._earlier_launches: list[dict[str, Any]] = []
+        self._launch: dict[str, Any] | None = None
         self._state = "FAILED"
 
     def __enter__(self) -> "Experiment":
@@ -175,6 +178,12 @@ class Experiment:
         self.last_committed_iter = resume.iteration if resume else 0
         if self._began_at is None:
             self._began_at = self.last_committed_iter
+        software = {"python": platform.python_version(), "system": platform.platform()}
+        self._launch = {
+            "launched": f"{datetime.datetime.now():%F %T}",
+            "from_iter": self.last_committed_iter,
+            "machine": {**machine_record(self.opt, self._dist), **software},
+        }
         self._write_status("RUNNING")
         reached("resume point chosen", self.folder)
         return resume
@@ -187,10 +196,11 @@ class Experiment:
                 f"path.root: {self.folder} cannot be written ({error}); make room or mend its permissions, or choose "
                 "another folder"
             ) from error
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # none yet, or not ours
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # none yet, or not ours
             status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
             self._began_at = status.get("began_at_iter")
             self.last_committed_iter = status.get("last_committed_iter", 0)
+            self._earlier_launches = list(status.get("launches", []))
 
     def _take_folder(self) -> None:
         """Make the folders, lock them, remove what a killed writer left, and open the logs."""
@@ -209,11 +219,17 @@ class Experiment:
         self.log = RunLog(self.folder, self.opt.log.tensorboard, sys.stderr.isatty() if bar == "auto" else bar)
 
     def _write_status(self, state: str) -> None:
+        """What a scheduler needs to know, then the history of the run: a launch that stayed RUNNING was killed."""
+        now = f"{datetime.datetime.now():%F %T}"
+        launches = self._earlier_launches
+        if self._launch is not None:
+            launches = [*launches, {**self._launch, "to_iter": self.last_committed_iter, "ended": now, "state": state}]
         content = {
             "state": state,
             "last_committed_iter": self.last_committed_iter,
             "began_at_iter": self._began_at,
-            "updated": f"{datetime.datetime.now():%F %T}",
+            "updated": now,
+            "launches": launches,
         }
         try:
             with atomic_write(self.folder / "status.json", "w") as file:
