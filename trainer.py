@@ -34,6 +34,9 @@ from utils.utils_progress import Progress
 from utils.utils_resume import resume_guarantee
 from utils.utils_signal import SAVE_FAILED, StopRequest
 from utils.utils_state_file import load_state
+from views.pictures import BestModelPictures
+from views.select_view import define_view
+from views.test_outputs import TestOutputs
 
 logger = logging.getLogger("longhaul")
 
@@ -71,6 +74,7 @@ class Trainer:
             "synthetic": train.synthetic_source,
         }
         self._machine_record = machine_record(self.opt, dist)
+        self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
         self._result: dict[str, MetricValue] = {}
         self._saved_iter = self.start_iter
         # An earlier launch ended the run and wrote everything.
@@ -126,7 +130,11 @@ class Trainer:
         for name, loader in self._test_loaders.items():
             start = time.perf_counter()
             classes = self._sources[name].class_names
-            result = evaluate(self.model, loader, self.opt.val.metrics, len(classes) or None, self._stop.agreed)
+            outputs = TestOutputs() if self._pictures and name == "test" else None
+            result = evaluate(
+                self.model, loader, self.opt.val.metrics, len(classes) or None, self._stop.agreed,
+                outputs.add if outputs else None,
+            )  # fmt: skip
             if result is None:
                 logger.info("The test was cut off; the next launch begins with it.")
                 return
@@ -134,7 +142,10 @@ class Trainer:
             seconds = time.perf_counter() - start
             self._experiment.log.test(name, current_iter, epoch, lr, result, classes, seconds)
             if name == "test":
-                self._judge(current_iter, result)
+                is_best = self._judge(current_iter, result)
+                if self._pictures and outputs:
+                    title = f"iteration {current_iter:,}, epoch {epoch}"
+                    self._pictures.tested(current_iter, title, result, outputs, is_best)
 
     def save(self, current_iter: int, reason: str) -> None:
         """Commit a checkpoint set in the background, unless this iteration has one."""
@@ -159,6 +170,8 @@ class Trainer:
         else:
             self.save(current_iter, "final")
             self._experiment.save_model("final_model.pth", self._pack_model(current_iter))
+            if self._pictures:
+                self._pictures.finish(self.progress.best_iter)
         self._experiment.finish("DONE")
         self._print_summary(current_iter)
         if self._experiment.save_failed:
@@ -183,6 +196,8 @@ class Trainer:
         number = self._stop.signal_number
         is_signal = number != SAVE_FAILED
         self._experiment.finish("PREEMPTED" if is_signal else "FAILED")
+        if self._pictures:
+            self._pictures.draw()
         reason = signal.Signals(number).name if is_signal else 'a save that failed (train.save_failure is "stop")'
         committed = self._experiment.last_committed_iter
         if self._dist.is_main and committed != current_iter:  # the other ranks save nothing
@@ -198,17 +213,27 @@ class Trainer:
         )  # fmt: skip
         return 128 + number if is_signal and not self._experiment.save_failed else 1
 
-    def _judge(self, current_iter: int, result: dict[str, MetricValue]) -> None:
+    def _judge(self, current_iter: int, result: dict[str, MetricValue]) -> bool:
+        """Move the progress by a test on "test", and save the model if it is the best so far; returns whether it is."""
         self._result = result
         name = self.opt.val.best_metric
         if name is None or current_iter <= self.progress.last_test_iter:
-            return
+            return False
         value = result[name]
         assert isinstance(value, float), "checked with the options"
         self.progress = self.progress.after_test(current_iter, value, self.opt.val.best_mode)
-        if self.progress.is_best(current_iter):
-            logger.info("Best model so far: %s %.4f at iteration %s.", name, value, f"{current_iter:,}")
-            self._experiment.save_model("best_model.pth", self._pack_model(current_iter))
+        if not self.progress.is_best(current_iter):
+            return False
+        logger.info("Best model so far: %s %.4f at iteration %s.", name, value, f"{current_iter:,}")
+        self._experiment.save_model("best_model.pth", self._pack_model(current_iter))
+        return True
+
+    def _define_pictures(self) -> BestModelPictures | None:
+        if "test" not in self._sources or self._experiment.is_dry_run:
+            return None
+        source = self._sources["test"]
+        view = define_view(source.dataset, source.class_names)
+        return BestModelPictures(self._experiment.folder, view, source.dataset)
 
     def _pack_model(self, current_iter: int) -> dict[str, Any]:
         shown = self._sources.get("test", self._sources["train"])

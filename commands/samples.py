@@ -9,6 +9,7 @@ from data.select_dataset import TestLoader
 from models.evaluate import evaluate
 from utils.utils_dist import process_group
 from utils.utils_error import UserError
+from views.pictures import write_samples
 from views.select_view import define_view
 from views.test_outputs import TestOutputs
 
@@ -38,11 +39,13 @@ def run(args: argparse.Namespace) -> int:
     source = trained.test_source(args.split)
     folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "samples"
     view = define_view(source.dataset, source.class_names)
+    if not view.has_samples:
+        raise UserError("samples: this task has no view of its samples; add one to VIEWS (views/select_view.py)")
     with process_group(trained.opt.train.num_threads) as dist:
         outputs = TestOutputs()
         evaluate(trained.load(dist), TestLoader(source, dist), (), observe=outputs.add)
     chosen = outputs.choose(view, source.dataset, args.num_samples, args.wrong)
-    written = view.write_samples(chosen, args.wrong, folder)
+    written = write_samples(view, chosen, args.wrong, folder)
     if source.synthetic:
         logger.warning("SYNTHETIC DATA: %s", source.synthetic)
     logger.info("%d pictures in %s; all of them in %s.", len(written) - 1, folder, written[-1])

@@ -1,6 +1,5 @@
 """What main_test.py is given: a self-contained model, a network of a checkpoint set, or an experiment folder."""
 
-import csv
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from utils.utils_checkpoint import CheckpointFolder, DamagedError
 from utils.utils_checkpoint_names import manifest_name
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
+from utils.utils_history import read_metrics
 from utils.utils_metrics import MetricValue
 from utils.utils_option import Options
 from utils.utils_option_file import apply_overrides
@@ -175,15 +175,7 @@ def _validated(options: Mapping[str, Any], overrides: list[str], file: Path) -> 
 
 def _logged_test(experiment: Path, iteration: int) -> dict[str, MetricValue]:
     """The numbers that metrics.csv has of a test of this iteration; a later row wins."""
-    path = experiment / "metrics.csv"
-    if not path.is_file():
-        return {}
-    with open(path, newline="", encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["split"] == "test" and row["iter"] == str(iteration)]
-    if not rows:
-        return {}
+    row = read_metrics(experiment / "metrics.csv").get((iteration, "test"), {})
     names = {"G_loss": "loss"}
     not_metrics = ("iter", "epoch", "split", "lr", "images_per_s")
-    return {
-        names.get(name, name): float(value) for name, value in rows[-1].items() if value and name not in not_metrics
-    }
+    return {names.get(name, name): float(value) for name, value in row.items() if value and name not in not_metrics}

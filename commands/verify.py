@@ -19,6 +19,7 @@ from utils.utils_dist import process_group
 from utils.utils_file import atomic_write
 from utils.utils_logger import print_block
 from utils.utils_metrics import MetricValue
+from utils.utils_visualise import save_figure
 from views.select_view import define_view
 from views.view_base import View
 
@@ -110,7 +111,12 @@ def _write(
     if folder := args.output or (trained.experiment and trained.experiment / "images"):
         folder.mkdir(parents=True, exist_ok=True)
         title = f"{trained.path.name} on {found['data']}"
-        written += view.write_pictures(result, title, folder / _stem(trained, found))
+        for name, figure in view.figures(result, title).items():
+            written.append(folder / f"{_stem(trained, found)}_{name}.png")
+            save_figure(figure, written[-1])
+        for name, rows in view.tables(result).items():
+            written.append(folder / f"{_stem(trained, found)}_{name}.csv")
+            written[-1].write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.json, "w") as file:

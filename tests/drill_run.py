@@ -90,6 +90,7 @@ def own_overrides(settings: Settings) -> list[str]:
         "train.early_stop_patience": "null",
         "log.tensorboard": "false",
         "log.progress_bar": "false",
+        "val.save_img": "false",
         "task": "drill",
     }
     if opt.train.manual_seed is None:

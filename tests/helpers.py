@@ -73,7 +73,7 @@ def tiny_option_mapping(root: Path, csv: str) -> dict[str, Any]:
             "manual_seed": 0,
             "num_threads": 1,
         },
-        "val": {"metrics": ["accuracy", "confusion_matrix"], "best_metric": "accuracy"},
+        "val": {"metrics": ["accuracy", "confusion_matrix"], "best_metric": "accuracy", "save_img": False},
         "log": {"tensorboard": False, "progress_bar": False},
     }
 

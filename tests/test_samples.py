@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from data.dataset_fer2013 import Fer2013
 from models.select_network import define_G
 from tests.trained_models import CLASSES, Command, command, trained
 from utils import utils_option
-from utils.utils_error import UserError
-from views.view_base import View
 
 __all__ = ["command", "trained"]  # fixtures
 
@@ -78,6 +77,9 @@ def test_wrong_arguments_are_2_and_one_message(
     assert "Traceback" not in error
 
 
-def test_a_task_without_a_view_of_its_samples_says_so() -> None:
-    with pytest.raises(UserError, match="no view of its samples yet"):
-        View().choose(torch.zeros(2, 3), torch.zeros(2), 3, False)
+def test_a_task_without_a_view_of_its_samples_says_so(
+    trained: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fer2013, "view", "plain")
+    assert command("samples", trained.parent) == 2
+    assert "no view of its samples" in capsys.readouterr().err

@@ -108,6 +108,15 @@ METRICS = Table(
     supplied={"num_classes"},
 )
 
+UNITS = {
+    **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "recall_per_class", "confidence"), "0 to 1"),
+    "calibration_error": "0 to 1, lower is better",
+    "lr": "factor of the update",
+    "grad_norm": "L2 norm before clipping",
+    "images_per_s": "images / s",
+}
+"""What the numbers of metrics.csv are measured in, where their names do not say it."""
+
 _MANY_VALUED = ("recall_per_class", "confusion_matrix")
 
 

@@ -37,7 +37,6 @@ KAIR_KEYS: dict[str, str] = {
     "netG.init_bn_type": NETWORK,
     "netG.init_gain": NETWORK,
     "train.G_regularizer_orthstep": "no orthogonal regularisation is done",
-    "val.save_img": "tests draw their confusion matrix to TensorBoard; they save no images yet",
     "train.G_regularizer_clipstep": "no clipping of weights is done; G_optimizer_clipgrad clips the gradient",
 }
 

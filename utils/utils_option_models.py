@@ -210,6 +210,9 @@ class ValOptions(Section):
     best_mode: Literal["max", "min"] = Field(
         default="max", validate_default=True, description="whether the best value is the largest or the smallest"
     )
+    save_img: bool = Field(
+        default=True, description="draw curves, result and samples of each best model to images/, in 2 % of the time"
+    )
 
     @field_validator("best_metric")
     @classmethod

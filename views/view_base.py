@@ -4,8 +4,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +12,9 @@ from numpy.typing import NDArray
 
 from utils.utils_error import UserError
 from utils.utils_metrics import MetricValue
+
+if TYPE_CHECKING:
+    from utils.utils_visualise import Figure
 
 Result = Mapping[str, MetricValue]
 Image = NDArray[np.uint8]
@@ -44,6 +46,8 @@ class View:
 
     metrics: tuple[str, ...] = ()
     """What `verify` measures besides the metrics of the options."""
+    has_samples = False
+    """Whether it can choose and draw samples."""
 
     def __init__(self, class_names: Sequence[str] = ()) -> None:
         self.class_names = tuple(class_names)
@@ -66,9 +70,13 @@ class View:
         """What cannot be right in a trained model, in words."""
         return []
 
-    def write_pictures(self, result: Result, title: str, stem: Path) -> list[Path]:
-        """Write files whose names begin with `stem`; returns them."""
-        return []
+    def figures(self, result: Result, title: str) -> dict[str, "Figure"]:
+        """Pictures of the result of a test, by a short name."""
+        return {}
+
+    def tables(self, result: Result) -> dict[str, list[list[str]]]:
+        """The same as rows of cells, the first one the heading."""
+        return {}
 
     # samples
 
@@ -76,10 +84,10 @@ class View:
         self, outputs: torch.Tensor, targets: torch.Tensor, num_samples: int, wrong: bool
     ) -> dict[str, list[int]]:
         """The indices of the most telling of N tested samples, row by row of a picture; `wrong` ones, or right ones."""
-        raise UserError("samples: this task has no view of its samples yet; add one to VIEWS (views/select_view.py)")
+        raise NotImplementedError
 
-    def write_samples(self, chosen: Mapping[str, Sequence[Sample]], wrong: bool, folder: Path) -> list[Path]:
-        """Write the chosen samples, each alone and all in one picture; returns the files, the picture last."""
+    def samples_figure(self, chosen: Mapping[str, Sequence[Sample]], title: str) -> "Figure":
+        """The chosen samples, a row each, with what the network says of them."""
         raise NotImplementedError
 
     # infer

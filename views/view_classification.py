@@ -1,13 +1,14 @@
 """Images with one class each: confusion matrix, precision and recall, calibration, and faces beside their bars."""
 
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from views.view_base import Result, Sample, View
+
+if TYPE_CHECKING:
+    from utils.utils_visualise import Figure
 
 _CORNERS = ((2, 2), (0, 2), (4, 2), (2, 0), (2, 4))  # of the image in its padded self
 
@@ -16,6 +17,7 @@ class ClassificationView(View):
     """Logits (B, K) of images."""
 
     metrics = ("accuracy", "balanced_accuracy", "macro_f1", "confusion_matrix", "calibration_error", "confidence")
+    has_samples = True
 
     def inputs(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Both mirror images, each in place and shifted by two pixels to each side."""
@@ -57,21 +59,20 @@ class ClassificationView(View):
             )
         return doubts
 
-    def write_pictures(self, result: Result, title: str, stem: Path) -> list[Path]:
-        """The confusion matrix, as a picture and as a CSV whose rows are the true classes."""
+    def figures(self, result: Result, title: str) -> dict[str, "Figure"]:
+        """The confusion matrix, if it was measured."""
         from utils.utils_visualise import confusion_figure
 
-        matrix = result["confusion_matrix"]
-        assert isinstance(matrix, list)
-        counts = [row for row in matrix if isinstance(row, list)]
-        picture, table = (stem.with_name(f"{stem.name}_confusion.{suffix}") for suffix in ("png", "csv"))
-        confusion_figure(counts, self.class_names, title).savefig(picture)
-        lines = [["true \\ predicted", *self.class_names]]
-        lines += [
-            [label, *(f"{count:.0f}" for count in row)] for label, row in zip(self.class_names, counts, strict=True)
+        counts = _counts(result)
+        return {"confusion": confusion_figure(counts, self.class_names, title)} if counts else {}
+
+    def tables(self, result: Result) -> dict[str, list[list[str]]]:
+        """The confusion matrix, if it was measured; its rows are the true classes."""
+        counts = _counts(result)
+        rows = [
+            [label, *(f"{count:.0f}" for count in row)] for label, row in zip(self.class_names, counts, strict=False)
         ]
-        table.write_text("".join(",".join(line) + "\n" for line in lines), encoding="utf-8")
-        return [picture, table]
+        return {"confusion": [["true \\ predicted", *self.class_names], *rows]} if counts else {}
 
     def choose(
         self, outputs: torch.Tensor, targets: torch.Tensor, num_samples: int, wrong: bool
@@ -85,24 +86,15 @@ class ClassificationView(View):
             for class_id, label in enumerate(self.class_names)
         }
 
-    def write_samples(self, chosen: Mapping[str, Sequence[Sample]], wrong: bool, folder: Path) -> list[Path]:
-        """One picture of each sample in `<folder>/<class>/`, and one of all of them."""
+    def samples_figure(self, chosen: Mapping[str, Sequence[Sample]], title: str) -> "Figure":
+        """Each image beside the probability of every class."""
         from utils.utils_visualise import Classified, classified_figure
 
-        kind, written = "wrong" if wrong else "right", []
         rows = [
             [Classified(each.name, each.image, int(each.target), each.output.softmax(dim=0).tolist()) for each in row]
             for row in chosen.values()
         ]
-        for label, row in zip(chosen, rows, strict=True):
-            (folder / label).mkdir(parents=True, exist_ok=True)
-            for number, cell in enumerate(row, 1):
-                written.append(folder / label / f"{kind}_{number}_{_file_name(cell.name)}.png")
-                classified_figure([[cell]], [label], self.class_names, f"true: {label}").savefig(written[-1])
-        title = f"The most certain {kind} predictions of each class; * marks the true one"
-        written.append(folder / f"{kind}.png")
-        classified_figure(rows, list(chosen), self.class_names, title).savefig(written[-1])
-        return written
+        return classified_figure(rows, list(chosen), self.class_names, f"{title}; * marks the true class")
 
     def says(self, output: torch.Tensor) -> dict[str, float | str]:
         """The likeliest class, its probability, and that of every class."""
@@ -116,6 +108,7 @@ class ClassificationView(View):
         return f"{said['class']} {said['probability']:.3f}"
 
 
-def _file_name(name: str) -> str:
-    """What tells a sample from the others of its file or folder, without what a file's name may not hold."""
-    return re.sub(r"[^A-Za-z0-9-]+", "_", Path(name.rpartition(":")[2]).stem)
+def _counts(result: Result) -> list[list[float]]:
+    matrix = result.get("confusion_matrix", [])
+    assert isinstance(matrix, list)
+    return [row for row in matrix if isinstance(row, list)]

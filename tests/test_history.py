@@ -1,0 +1,63 @@
+"""What is read back of a run: later rows win, torn lines do not count, resumes are where launches went on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from utils.utils_history import read_history, read_metrics
+from utils.utils_visualise import curve_panels
+
+HEADER = "iter,epoch,split,lr,G_loss,images_per_s,accuracy,recall_a,recall_b\n"
+
+
+def test_a_later_row_of_an_iteration_wins(tmp_path: Path) -> None:
+    lines = ["10,0,train,.1,2.0,50,,,\n", "10,0,test,.1,1.5,,.5,.4,.6\n", "10,0,train,.1,1.9,60,,,\n", "20,0,tra"]
+    (tmp_path / "metrics.csv").write_text(HEADER + "".join(lines))
+    assert set(read_metrics(tmp_path / "metrics.csv")) == {(10, "train"), (10, "test")}
+    series = read_history(tmp_path).series
+    assert series["train"]["G_loss"] == [(10, 1.9)]
+    assert "accuracy" not in series["train"]
+    assert series["test"]["accuracy"] == [(10, 0.5)]
+
+
+def test_an_empty_folder_has_an_empty_history(tmp_path: Path) -> None:
+    history = read_history(tmp_path)
+    assert (history.state, history.series, history.launches, history.manifests) == (None, {}, [], {})
+    assert curve_panels(history, ()) == []
+
+
+@pytest.mark.parametrize("status", ["", "{", "[1]", '{"launches": [{"state": "DONE"}]}'])
+def test_a_torn_or_foreign_status_has_no_launches(tmp_path: Path, status: str) -> None:
+    (tmp_path / "status.json").write_text(status)
+    assert read_history(tmp_path).interruptions == []
+
+
+def launch(from_iter: int, to_iter: int, state: str) -> dict[str, Any]:
+    return {"from_iter": from_iter, "to_iter": to_iter, "state": state}
+
+
+def test_interruptions_are_where_the_next_launch_went_on(tmp_path: Path) -> None:
+    launches = [
+        *(launch(0, 40, "RUNNING"), launch(40, 55, "PREEMPTED"), launch(55, 55, "FAILED"), launch(55, 90, "DONE")),
+        *(launch(90, 90, "DONE"), launch(90, 120, "DONE"), launch(120, 120, "DONE")),
+    ]
+    (tmp_path / "status.json").write_text(json.dumps({"state": "DONE", "launches": launches}))
+    assert read_history(tmp_path).interruptions == [
+        *((40, "killed"), (55, "stopped"), (55, "failed")),
+        (90, "extended"),  # neither of the two that had nothing to do
+    ]
+
+
+def test_each_number_of_a_run_stands_in_one_panel(tmp_path: Path) -> None:
+    rows = ["10,0,train,.1,2.0,50,,,\n", "10,0,test,.1,1.5,,.5,.4,.6\n", "10,0,test_other,.1,1.4,,.7,.1,.2\n"]
+    (tmp_path / "metrics.csv").write_text(HEADER + "".join(rows))
+    panels = {panel.title: panel.lines for panel in curve_panels(read_history(tmp_path), ("a", "b"))}
+    assert panels == {
+        "Loss": {"train": [(10, 2.0)], "test": [(10, 1.5)], "test_other": [(10, 1.4)]},
+        "Accuracy": {"test": [(10, 0.5)], "test_other": [(10, 0.7)]},
+        "Recall of each class": {"a": [(10, 0.4)], "b": [(10, 0.6)]},
+        "Learning rate": {"train": [(10, 0.1)]},
+        "Speed": {"train": [(10, 50.0)]},
+    }

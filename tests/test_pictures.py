@@ -1,0 +1,122 @@
+"""images/ of a run: of its best model, never often, and never at the cost of the run."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import views.pictures
+from tests.helpers import messages
+from tests.trained_models import trained
+from views.pictures import BestModelPictures
+from views.test_outputs import TestOutputs
+from views.view_base import View
+from views.view_classification import ClassificationView
+
+__all__ = ["trained"]  # a fixture
+
+RESULT = {"confusion_matrix": [[1.0, 1.0], [0.0, 2.0]]}
+PICTURES = {"best_confusion.png", "best_right.png", "best_wrong.png", "curves.png"}
+
+
+class Images:
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input": torch.full((1, 8, 8), index), "name": f"sample {index}"}
+
+
+def test_a_run_leaves_pictures_of_its_best_model(trained: Path) -> None:
+    images = trained.parent / "images"
+    assert {path.name for path in images.glob("*.png")} == PICTURES
+    for path in images.glob("*.png"):
+        assert cv2.imread(str(path)).std() > 10, f"{path} is blank"
+
+
+def outputs() -> TestOutputs:
+    found = TestOutputs()
+    for index in ([5, 3], [4, 9]):
+        logits = torch.tensor([[2.0, 0.0], [0.0, float(index[0])]])
+        found.add({"index": np.array(index)}, logits, torch.tensor([0, index[1] % 2]))
+    return found
+
+
+def test_samples_are_those_of_the_data_set_with_these_outputs() -> None:
+    chosen = outputs().choose(ClassificationView("ab"), Images(), 3, wrong=False)
+    assert {row: [each.name for each in samples] for row, samples in chosen.items()} == {
+        "a": ["sample 5", "sample 4"],
+        "b": ["sample 3", "sample 9"],
+    }
+    sample = chosen["b"][0]
+    assert (sample.image == 3).all()
+    assert (sample.target, sample.output.tolist()) == (1, [0.0, 5.0])
+    assert outputs().choose(ClassificationView("ab"), Images(), 3, wrong=True) == {"a": [], "b": []}
+
+
+@dataclasses.dataclass
+class Clock:
+    now: float = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(views.pictures, "time", found)
+    return found
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[str]:
+    """Titles of what was drawn; a drawing takes two seconds."""
+    titles: list[str] = []
+
+    def draw(_: BestModelPictures, _iter: int, title: str, *_rest: object) -> None:
+        clock.now += 2
+        titles.append(title)
+
+    monkeypatch.setattr(BestModelPictures, "_draw", draw)
+    return titles
+
+
+def test_pictures_take_a_fiftieth_of_the_time_and_the_last_best_is_drawn(
+    tmp_path: Path, clock: Clock, drawn: list[str]
+) -> None:
+    pictures = BestModelPictures(tmp_path, ClassificationView("ab"), Images())
+    for second in range(300):
+        clock.now += 1
+        pictures.tested(second, f"{second}", RESULT, outputs(), is_best=True)
+    assert drawn == ["0", "100", "200"]
+    pictures.tested(300, "a worse one", RESULT, outputs(), is_best=False)
+    pictures.finish(299)
+    pictures.finish(299)
+    assert drawn == ["0", "100", "200", "299"]
+
+
+def test_a_disk_that_is_full_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    (tmp_path / "metrics.csv").write_text("iter,epoch,split,lr,G_loss\n1,0,train,.1,2.0\n")
+    pictures = BestModelPictures(tmp_path, ClassificationView("ab"), Images())
+    pictures.tested(1, "first", RESULT, outputs(), is_best=True)
+    pictures.finish(1)
+    said = messages(logged.records, logging.ERROR)
+    assert "The pictures of the best model could not be written: [Errno 28]" in said
+    assert "The curves could not be written: [Errno 28]" in said
+
+
+def test_a_task_of_which_nothing_is_known_has_its_curves(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "metrics.csv").write_text("iter,epoch,split,lr,G_loss\n1,0,train,.1,2.0\n")
+    pictures = BestModelPictures(tmp_path, View(), Images())
+    pictures.tested(1, "first", {"loss": 1.0}, outputs(), is_best=True)
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["curves.png"]

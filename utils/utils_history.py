@@ -1,0 +1,72 @@
+"""What an experiment folder tells of its run: metrics.csv, the launches of status.json, the manifests."""
+
+import csv
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Series = list[tuple[int, float]]
+"""(iteration, value), in the order of the iterations."""
+
+_NOT_VALUES = ("iter", "epoch", "split")
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """series: by split and column of metrics.csv. launches: as status.json has them, oldest first.
+
+    manifests: those of the sets that are still there, by iteration.
+    """
+
+    folder: Path
+    state: str | None
+    series: Mapping[str, Mapping[str, Series]]
+    launches: list[dict[str, Any]]
+    manifests: Mapping[int, Mapping[str, Any]]
+
+    @property
+    def interruptions(self) -> list[tuple[int, str]]:
+        """(iteration that the next launch went on from, how the launch before it had ended), for each resume."""
+        ends = {"RUNNING": "killed", "PREEMPTED": "stopped", "FAILED": "failed", "DONE": "extended"}
+        return [
+            (after["from_iter"], ends.get(before["state"], "stopped"))
+            for before, after in itertools.pairwise(self.launches)
+            if before["state"] != "DONE" or after["from_iter"] < after["to_iter"]  # else nothing was left to do
+        ]
+
+
+def read_history(folder: Path) -> History:
+    """Everything that is readable; what is missing or torn is left out."""
+    status = _read_json(folder / "status.json")
+    rows = read_metrics(folder / "metrics.csv")
+    series: dict[str, dict[str, Series]] = {}
+    for (iteration, split), row in sorted(rows.items()):
+        for name, text in row.items():
+            if name not in _NOT_VALUES and text:
+                series.setdefault(split, {}).setdefault(name, []).append((iteration, float(text)))
+    manifests = {}
+    for path in (folder / "models").glob("*_manifest.json"):
+        if content := _read_json(path):
+            manifests[int(content.get("iteration", 0))] = content
+    launches = [each for each in status.get("launches", []) if {"state", "from_iter", "to_iter"} <= each.keys()]
+    return History(folder, status.get("state"), series, launches, dict(sorted(manifests.items())))
+
+
+def read_metrics(path: Path) -> dict[tuple[int, str], dict[str, str]]:
+    """The rows of metrics.csv by iteration and split; a later row wins. Empty if there is no file."""
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a kill may have torn the last line
+    return {(int(row["iter"]), row["split"]): row for row in rows}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

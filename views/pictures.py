@@ -1,0 +1,95 @@
+"""Files of pictures: the samples of a test, and images/ of the best model while its run goes on."""
+
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from utils.utils_history import read_history
+from utils.utils_visualise import curve_panels, curves_figure, save_figure
+from views.test_outputs import RawSamples, TestOutputs
+from views.view_base import Result, Sample, View
+
+logger = logging.getLogger("longhaul")
+
+_LARGEST_SHARE = 0.02  # of the time of a run may go into pictures
+_NUM_SAMPLES = 3
+
+
+def write_samples(view: View, chosen: Mapping[str, Sequence[Sample]], wrong: bool, folder: Path) -> list[Path]:
+    """Write each sample alone to `<folder>/<row>/`, and one picture of all; returns the files, the picture last."""
+    kind, written = "wrong" if wrong else "right", []
+    for row, samples in chosen.items():
+        (folder / row).mkdir(parents=True, exist_ok=True)
+        for number, sample in enumerate(samples, 1):
+            written.append(folder / row / f"{kind}_{number}_{_file_name(sample.name)}.png")
+            save_figure(view.samples_figure({row: [sample]}, row), written[-1])
+    written.append(folder / f"{kind}.png")
+    save_figure(view.samples_figure(chosen, _title(kind)), written[-1])
+    return written
+
+
+class BestModelPictures:
+    """images/ of an experiment: curves, result and samples of the best model so far.
+
+    Drawing takes a second or two, in which training stands still. A best model that comes too soon after the last one
+    waits for the next test or the end of the launch, so that pictures take at most a fiftieth of the time.
+    """
+
+    def __init__(self, experiment: Path, view: View, dataset: RawSamples) -> None:
+        self._images, self._view, self._dataset = experiment / "images", view, dataset
+        self._pending: tuple[int, str, Result, TestOutputs] | None = None
+        self._next_time = 0.0
+
+    def tested(self, current_iter: int, title: str, result: Result, outputs: TestOutputs, is_best: bool) -> None:
+        """Take note of a test, and draw what there is to draw if it is time."""
+        if is_best:
+            self._pending = current_iter, title, result, outputs
+        if time.monotonic() >= self._next_time:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw the best model that has not been drawn. A failure is logged: it must not end a run."""
+        if self._pending is None:
+            return
+        start = time.monotonic()
+        try:
+            self._draw(*self._pending)
+        except OSError as error:
+            logger.error("The pictures of the best model could not be written: %s", error)
+        self._pending = None
+        self._next_time = time.monotonic() + (time.monotonic() - start) / _LARGEST_SHARE
+
+    def finish(self, best_iter: int | None) -> None:
+        """Draw what is left to draw, and the curves to the end of the run."""
+        self.draw()
+        try:
+            self._draw_curves(best_iter)
+        except OSError as error:
+            logger.error("The curves could not be written: %s", error)
+
+    def _draw(self, current_iter: int, title: str, result: Result, outputs: TestOutputs) -> None:
+        for name, figure in self._view.figures(result, title).items():
+            save_figure(figure, self._images / f"best_{name}.png")
+        for kind in ("right", "wrong") if self._view.has_samples else ():
+            chosen = outputs.choose(self._view, self._dataset, _NUM_SAMPLES, kind == "wrong")
+            figure = self._view.samples_figure(chosen, f"{_title(kind)}, {title}")
+            save_figure(figure, self._images / f"best_{kind}.png")
+        self._draw_curves(current_iter)
+
+    def _draw_curves(self, best_iter: int | None) -> None:
+        history = read_history(self._images.parent)
+        panels = curve_panels(history, self._view.class_names)
+        if panels:
+            figure = curves_figure(panels, history.folder.name, history.interruptions, best_iter)
+            save_figure(figure, self._images / "curves.png")
+
+
+def _title(kind: str) -> str:
+    return f"The most certain {kind} predictions"
+
+
+def _file_name(name: str) -> str:
+    """What tells a sample from the others of its file or folder, without what a file's name may not hold."""
+    return re.sub(r"[^A-Za-z0-9-]+", "_", Path(name.rpartition(":")[2]).stem)
