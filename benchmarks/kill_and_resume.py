@@ -64,15 +64,8 @@ def hashes(models: Path, iteration: int) -> dict[str, str]:
 def compare(ranks: int, args: argparse.Namespace, folder: Path) -> bool:
     """Train both ways with so many ranks, print the hashes, and return whether they are equal."""
     common = ["-opt", args.opt, "--set", f"train.total_iter={args.iters}", "--set", "train.total_epochs=null"]
-    common += [
-        "--set",
-        f"train.checkpoint_save={SAVE_EVERY}",
-        "--set",
-        "log.tensorboard=false",
-        "--set",
-        "val.save_img=false",
-    ]
-    common += [word for each in args.set for word in ("--set", each)]
+    fixed = [f"train.checkpoint_save={SAVE_EVERY}", "log.tensorboard=false", "val.save_img=false"]
+    common += [word for each in [*fixed, *args.set] for word in ("--set", each)]
     found = []
     for name, kills in (("uninterrupted", []), ("killed twice", [signal.SIGKILL, signal.SIGTERM])):
         root = folder / f"{ranks}_{name.replace(' ', '_')}"
