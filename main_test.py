@@ -15,14 +15,14 @@ import logging
 import sys
 from pathlib import Path
 
-from commands import samples, verify
+from commands import report, samples, verify
 from utils.utils_error import UserError
 from utils.utils_logger import start_console
 from utils.utils_memory import keep_freed_memory
 
 logger = logging.getLogger("longhaul")
 
-COMMANDS = {"verify": verify, "samples": samples}
+COMMANDS = {"verify": verify, "samples": samples, "report": report}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -38,8 +38,8 @@ class TrainedModel:
 
     class_names: empty where targets are no classes. input_shape: (C, H, W) of the raw images that the network was
     trained on; None if neither the file nor the data set says. recorded: the metrics that its run measured on
-    `recorded_split` of datasets.test; empty if it measured none. experiment: the folder of its run; None for a file
-    that was taken out of it.
+    `recorded_split` of datasets.test; empty if it measured none. synthetic: what stood in for missing data, in words.
+    experiment: the folder of its run; None for a file that was taken out of it.
     """
 
     path: Path
@@ -50,6 +50,7 @@ class TrainedModel:
     input_shape: tuple[int, int, int] | None
     recorded: Mapping[str, MetricValue]
     recorded_split: str | None
+    synthetic: str | None
     experiment: Path | None
 
     def load(self, dist: Dist) -> ModelPlain:
@@ -134,7 +135,16 @@ def _self_contained(
     metrics, classes = content.get("metrics") or {}, tuple(content.get("class_names") or ())
     shape = content.get("input", {}).get("shape") or _class_of_data(opt, "input_shape")
     return TrainedModel(
-        file, opt, int(content["iter"]), content["epoch"], classes, shape, metrics, trained_on, experiment
+        file,
+        opt,
+        int(content["iter"]),
+        content["epoch"],
+        classes,
+        shape,
+        metrics,
+        trained_on,
+        content.get("synthetic"),
+        experiment,
     )
 
 
@@ -153,7 +163,7 @@ def _part_of_a_set(
     recorded = _logged_test(experiment, iteration) if experiment and part == tested else {}
     split = opt.datasets["test"].arguments.get("split") if "test" in opt.datasets else None
     classes, shape = tuple(_class_of_data(opt, "class_names") or ()), _class_of_data(opt, "input_shape")
-    return TrainedModel(file, opt, iteration, epoch, classes, shape, recorded, split, experiment)
+    return TrainedModel(file, opt, iteration, epoch, classes, shape, recorded, split, None, experiment)
 
 
 def _class_of_data(opt: Options, attribute: str) -> Any:

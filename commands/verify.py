@@ -1,11 +1,12 @@
 """verify: the metrics of one file alone, on one split, against those that its run recorded."""
 
 import argparse
+import dataclasses
 import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from commands.trained_model import TrainedModel, load_trained_model
 from data.select_dataset import DataSource, TestLoader
 from models.evaluate import evaluate
 from models.model_plain import Batch, ModelPlain
-from utils.utils_dist import process_group
+from utils.utils_dist import Dist, process_group
 from utils.utils_file import atomic_write
 from utils.utils_logger import print_block
 from utils.utils_metrics import MetricValue
@@ -46,20 +47,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 0: as recorded, or nothing was recorded; 1: it differs, or cannot be right."""
     trained = load_trained_model(args.model, args.opt, args.set)
-    source = trained.test_source(args.split)
-    view = define_view(source.dataset, source.class_names)
     with process_group(trained.opt.train.num_threads) as dist:
-        model = trained.load(dist)
-        metrics = list(dict.fromkeys([*trained.opt.val.metrics, *view.metrics]))
-        tested = _Averaging(model, view) if args.tta else model
-        start = time.perf_counter()
-        result = evaluate(tested, TestLoader(source, dist), metrics, len(source.class_names) or None)
-        seconds = time.perf_counter() - start
+        measured = measure(trained, trained.load(dist), dist, args.split, args.tta)
+    written = _write(trained, measured, args)
+    _print(trained, measured, written)
+    return 1 if measured.found["differing"] or measured.found["doubts"] else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One test of one model: its metrics, and `found`, everything that is known of it, as JSON values."""
+
+    source: DataSource
+    view: View
+    result: Mapping[str, MetricValue]
+    found: Mapping[str, Any]
+
+
+def measure(
+    trained: TrainedModel, model: ModelPlain, dist: Dist, split: str | None = None, is_averaged: bool = False,
+    observe: Callable[[Batch, torch.Tensor, torch.Tensor], None] | None = None,
+) -> Measured:  # fmt: skip
+    """Test a loaded model on a split (None: that of its options), `is_averaged` over several views of each input."""
+    source = trained.test_source(split)
+    view = define_view(source.dataset, source.class_names)
+    metrics = list(dict.fromkeys([*trained.opt.val.metrics, *view.metrics]))
+    tested = _Averaging(model, view) if is_averaged else model
+    start = time.perf_counter()
+    loader = TestLoader(source, dist)
+    result = evaluate(tested, loader, metrics, len(source.class_names) or None, observe=observe)
+    seconds = time.perf_counter() - start
     assert result is not None, "nobody asked to stop"
-    found = _findings(trained, source, view, model, result, len(source.dataset) / seconds, args.tta)
-    written = _write(trained, view, result, found, args)
-    _print(trained, source, found, written)
-    return 1 if found["differing"] or found["doubts"] else 0
+    found = _findings(trained, source, view, model, result, len(source.dataset) / seconds, is_averaged)
+    return Measured(source, view, result, found)
 
 
 class _Averaging(ModelPlain):
@@ -102,12 +122,10 @@ def _findings(
     }
 
 
-def _write(
-    trained: TrainedModel, view: View, result: Mapping[str, MetricValue], found: Mapping[str, Any],
-    args: argparse.Namespace,
-) -> list[Path]:  # fmt: skip
+def _write(trained: TrainedModel, measured: Measured, args: argparse.Namespace) -> list[Path]:
     """Write the pictures and the JSON that were asked for; returns the files."""
     written: list[Path] = []
+    view, result, found = measured.view, measured.result, measured.found
     if folder := args.output or (trained.experiment and trained.experiment / "images"):
         folder.mkdir(parents=True, exist_ok=True)
         title = f"{trained.path.name} on {found['data']}"
@@ -136,7 +154,8 @@ def _stem(trained: TrainedModel, found: Mapping[str, Any]) -> str:
     return f"verify_{trained.path.stem}_{found['data'].replace(' ', '_')}" + "_tta" * found["test_time_average"]
 
 
-def _print(trained: TrainedModel, source: DataSource, found: Mapping[str, Any], written: Sequence[Path]) -> None:
+def _print(trained: TrainedModel, measured: Measured, written: Sequence[Path]) -> None:
+    source, found = measured.source, measured.found
     epoch = "" if found["epoch"] is None else f", epoch {found['epoch']}"
     lines = {
         "model": f"{found['model']}: {found['network']}, iteration {found['iteration']:,}{epoch}",

@@ -24,7 +24,7 @@ from utils.utils_checkpoint_names import find_last_checkpoint
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_failpoint import reached
-from utils.utils_file import TEMPORARY_NAME, atomic_write, make_folder, project_path
+from utils.utils_file import TEMPORARY_NAME, atomic_write, code_version, make_folder, project_path
 from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
@@ -178,7 +178,7 @@ class Experiment:
         self.last_committed_iter = resume.iteration if resume else 0
         if self._began_at is None:
             self._began_at = self.last_committed_iter
-        software = {"python": platform.python_version(), "system": platform.platform()}
+        software = {"python": platform.python_version(), "system": platform.platform(), "code": code_version()}
         self._launch = {
             "launched": f"{datetime.datetime.now():%F %T}",
             "from_iter": self.last_committed_iter,

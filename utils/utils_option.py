@@ -90,7 +90,7 @@ def save(opt: Options, path: str | Path) -> None:
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """'train.G_optimizer_lr: 0.001 -> 0.0005' for each leaf that differs, sorted; 'absent' if on one side only."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(leaves(old)), dict(leaves(new))
     return [
         f"{path}: {before.get(path, 'absent')} -> {after.get(path, 'absent')}"
         for path in sorted(before.keys() | after.keys())
@@ -98,7 +98,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """(dotted path, JSON text) of everything that is not a section; a list without sections is one leaf."""
     if isinstance(value, Mapping) and value:
         items: Iterator[tuple[Any, Any]] = iter(value.items())
@@ -108,7 +108,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, json.dumps(value, ensure_ascii=False)
         return
     for key, item in items:
-        yield from _leaves(item, f"{path}.{key}" if path else str(key))
+        yield from leaves(item, f"{path}.{key}" if path else str(key))
 
 
 def _headline(source: str, count: int) -> str:

@@ -41,6 +41,17 @@ class Box:
     height: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A sample on a page: a picture, uint8 (C, H, W), a heading and a caption, and bars from 0 to 1, one marked."""
+
+    picture: NDArray[np.uint8]
+    heading: str
+    caption: str
+    bars: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    marked: str | None = None
+
+
 class View:
     """Any task: its metrics, and nothing else is known of it."""
 
@@ -89,6 +100,16 @@ class View:
     def samples_figure(self, chosen: Mapping[str, Sequence[Sample]], title: str) -> "Figure":
         """The chosen samples, a row each, with what the network says of them."""
         raise NotImplementedError
+
+    # report
+
+    def card(self, sample: Sample) -> Card:
+        """A sample with what the network says of it."""
+        raise NotImplementedError
+
+    def agreement(self, outputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """(B,): by how much outputs (B, ...) still say what `output` (1, ...) says; larger is more alike."""
+        return -(outputs - output).abs().flatten(1).mean(dim=1)
 
     # infer
 

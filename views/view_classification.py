@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from views.view_base import Result, Sample, View
+from views.view_base import Card, Result, Sample, View
 
 if TYPE_CHECKING:
     from utils.utils_visualise import Figure
@@ -31,7 +31,9 @@ class ClassificationView(View):
 
     def rows(self, result: Result) -> list[dict[str, Any]]:
         """Precision, recall, F1 and counts; None where a class has no sample, or is never predicted."""
-        matrix = torch.tensor(result["confusion_matrix"], dtype=torch.float64)
+        if not (counts := _counts(result)):
+            return []
+        matrix = torch.tensor(counts, dtype=torch.float64)
         right, true, predicted = matrix.diagonal(), matrix.sum(dim=1), matrix.sum(dim=0)
         columns = {"precision": right / predicted, "recall": right / true, "f1": 2 * right / (predicted + true)}
         return [
@@ -95,6 +97,18 @@ class ClassificationView(View):
             for row in chosen.values()
         ]
         return classified_figure(rows, list(chosen), self.class_names, f"{title}; * marks the true class")
+
+    def card(self, sample: Sample) -> Card:
+        """The image beside the probability of every class; the true one is marked."""
+        probabilities = dict(zip(self.class_names, sample.output.softmax(dim=0).tolist(), strict=True))
+        true = self.class_names[int(sample.target)]
+        return Card(sample.image, self.headline(sample.output), f"true: {true}; {sample.name}", probabilities, true)
+
+    def agreement(self, outputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The log-odds of the class that `output` predicts, which do not saturate as its probability does."""
+        predicted = int(output.argmax())
+        others = [class_id for class_id in range(outputs.shape[1]) if class_id != predicted]
+        return outputs[:, predicted] - outputs[:, others].logsumexp(dim=1)
 
     def says(self, output: torch.Tensor) -> dict[str, float | str]:
         """The likeliest class, its probability, and that of every class."""

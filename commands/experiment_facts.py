@@ -1,0 +1,257 @@
+"""Everything that a report shows of one experiment, gathered from its folder and, if asked, from its model."""
+
+import argparse
+import dataclasses
+import datetime
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from commands.trained_model import TrainedModel, load_trained_model
+from commands.verify import measure
+from utils.utils_dist import Dist, process_group
+from utils.utils_error import UserError
+from utils.utils_history import History, read_history
+from utils.utils_logger import duration
+from utils.utils_option import leaves
+from utils.utils_report import heat_picture, inline_svg, picture_uri
+from utils.utils_visualise import LEGEND, Panel, curve_panels, panel_figure
+from views.occlusion import occlusion_map
+from views.test_outputs import TestOutputs
+from views.view_base import Sample, View
+
+Table = list[list[str]]
+
+
+@dataclasses.dataclass
+class ExperimentFacts:
+    """What the template shows; texts are ready to be read, `problems` say what is missing or wrong.
+
+    headline: the best metric. options: every leaf by its dotted key. results: the numbers that a comparison lists.
+    rows: a line for each class or joint. samples: by kind and row. commands: to reproduce and to verify. The first row
+    of a table is its heading.
+    """
+
+    folder: Path
+    name: str
+    state: str
+    synthetic: str | None
+    headline: dict[str, str]
+    summary: dict[str, str]
+    results: dict[str, str]
+    options: dict[str, str]
+    panels: list[Panel]
+    curves: list[Any]
+    signs: list[str]
+    rows: Table = dataclasses.field(default_factory=list)
+    matrix: Table = dataclasses.field(default_factory=list)
+    samples: dict[str, dict[str, list[dict[str, Any]]]] = dataclasses.field(default_factory=dict)
+    attention: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    launches: Table = dataclasses.field(default_factory=list)
+    sets: Table = dataclasses.field(default_factory=list)
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    commands: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_experiment(folder: Path, args: argparse.Namespace) -> ExperimentFacts:
+    """Gather everything; what is missing or wrong becomes a problem of the page, not an error.
+
+    args: opt, set, recorded and num_samples of the command line.
+    """
+    history, problems = read_history(folder), []
+    try:
+        trained = load_trained_model(folder, args.opt, args.set)
+    except UserError as error:
+        trained = None
+        problems.append(str(error))
+    options = _newest_options(folder)
+    class_names = trained.class_names if trained else ()
+    best_iter = trained.iteration if trained and trained.path.name == "best_model.pth" else None
+    panels = curve_panels(history, class_names)
+    marks = history.interruptions
+    kinds = {kind for _, kind in marks} | ({"best model"} if best_iter is not None else set())
+    facts = ExperimentFacts(
+        folder=folder,
+        name=folder.resolve().name,
+        state=_state(history),
+        synthetic=None,
+        headline={},
+        summary=_summary(history, options),
+        results={},
+        options={key: text for key, text in leaves(options) if key != "$schema"},
+        panels=panels,
+        curves=[inline_svg(panel_figure(panel, marks, best_iter), panel.title) for panel in panels],
+        signs=[words for kind, words in LEGEND.items() if kind in kinds],
+        launches=_launches(history),
+        sets=_sets(history),
+        environment=_environment(history),
+        commands=_commands(folder, history, trained),
+        problems=problems,
+    )
+    if trained:
+        _add_model(facts, trained, args)
+    return facts
+
+
+def _add_model(facts: ExperimentFacts, trained: TrainedModel, args: argparse.Namespace) -> None:
+    """Add the results that were recorded, or those that are measured now, with samples and attention."""
+    view, result = trained.view(), trained.recorded
+    facts.synthetic = trained.synthetic
+    facts.summary[trained.path.stem.replace("_", " ")] = f"iteration {trained.iteration:,}"
+    facts.summary["network"] = trained.opt.netG.net_type
+    facts.summary["file"] = f"{trained.path.stat().st_size / 1e6:.2f} MB"
+    if not args.recorded:
+        try:
+            result = _measure(facts, trained, args.num_samples)
+        except UserError as error:
+            facts.problems.append(f"the model was not run: {error}")
+    numbers = {name: f"{value:.4f}" for name, value in result.items() if isinstance(value, float)}
+    beside = ("parameters", "file", "iterations", "time")
+    facts.results = {**numbers, **{name: facts.summary[name] for name in beside if name in facts.summary}}
+    if (best := trained.opt.val.best_metric) in numbers:
+        facts.headline[best] = numbers[best]
+    if rows := view.rows(result):
+        facts.rows = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
+    facts.matrix = next(iter(view.tables(result).values()), [])
+
+
+def _measure(facts: ExperimentFacts, trained: TrainedModel, num_samples: int) -> Mapping[str, Any]:
+    """Run the model on its test data; add samples, attention, and what differs from the record."""
+    outputs = TestOutputs()
+    with process_group(trained.opt.train.num_threads) as dist:
+        measured = measure(trained, trained.load(dist), dist, observe=outputs.add)
+        found, view = measured.found, measured.view
+        facts.summary["data"] = f"{found['num_samples']:,} samples of {found['data']}"
+        facts.summary["parameters"] = f"{found['num_parameters']:,}"
+        facts.summary["speed"] = f"{found['images_per_s']:,.0f} images/s on {dist.device.type}"
+        facts.synthetic = measured.source.synthetic or facts.synthetic
+        facts.problems += [f"cannot be right: {doubt}" for doubt in found["doubts"]]
+        if found["differing"]:
+            facts.problems.append(f"does not measure as recorded: {', '.join(found['differing'])}")
+        elif found["recorded"]:
+            facts.summary["verified"] = "measures as recorded"
+        if view.has_samples:
+            chosen = {
+                kind: outputs.choose(view, measured.source.dataset, num_samples, kind == "wrong")
+                for kind in ("right", "wrong")
+            }
+            facts.samples = {kind: _cards(view, rows) for kind, rows in chosen.items()}
+            first = [samples[0] for samples in chosen["right"].values() if samples]
+            facts.attention = _attention(view, trained, first, dist)
+    return measured.result
+
+
+def _cards(view: View, rows: Mapping[str, Sequence[Sample]]) -> dict[str, list[dict[str, Any]]]:
+    cards = {row: [view.card(sample) for sample in samples] for row, samples in rows.items()}
+    return {
+        row: [{"picture": picture_uri(card.picture), "card": card} for card in in_row] for row, in_row in cards.items()
+    }
+
+
+def _attention(view: View, trained: TrainedModel, samples: Sequence[Sample], dist: Dist) -> list[dict[str, Any]]:
+    predict = trained.predictor(dist)
+    shown = []
+    for sample in samples:
+        heat, worst = occlusion_map(predict, view.agreement, sample.image)
+        picture = picture_uri(heat_picture(sample.image, heat))
+        shown.append({"picture": picture, "card": view.card(sample), "covered": view.headline(worst)})
+    return shown
+
+
+def _newest_options(folder: Path) -> dict[str, Any]:
+    saved = sorted((folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    for path in reversed(saved):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue  # a kill tore it
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _state(history: History) -> str:
+    words = {"DONE": "done", "PREEMPTED": "stopped; launch again to go on", "FAILED": "failed"}
+    return words.get(history.state or "", "running, or killed")
+
+
+def _summary(history: History, options: Mapping[str, Any]) -> dict[str, str]:
+    last = max((series[-1][0] for columns in history.series.values() for series in columns.values()), default=0)
+    train = options.get("train", {})
+    total = train.get("total_iter")
+    summary = {"iterations": f"{last:,}" + (f" of {total:,}" if total else "")}
+    if history.launches:
+        resumes = len(history.interruptions)
+        summary["launches"] = f"{len(history.launches)}, resumed {resumes} {'time' if resumes == 1 else 'times'}"
+        summary["time"] = duration(sum(_seconds(launch) for launch in history.launches))
+    return summary
+
+
+def _seconds(launch: Mapping[str, Any]) -> float:
+    try:
+        start, end = (datetime.datetime.fromisoformat(launch[key]) for key in ("launched", "ended"))
+    except (KeyError, ValueError):
+        return 0.0
+    return (end - start).total_seconds()
+
+
+def _launches(history: History) -> Table:
+    if not history.launches:
+        return []
+    heading = ["launched", "last heard of", "from iteration", "saved up to", "ended", "ranks", "device", "torch"]
+    words = {"RUNNING": "killed", "PREEMPTED": "stopped", "FAILED": "failed", "DONE": "done"}
+    rows = []
+    for number, launch in enumerate(history.launches, 1):
+        machine = launch.get("machine", {})
+        end = words.get(launch["state"], launch["state"])
+        if number == len(history.launches) and launch["state"] == "RUNNING":
+            end = "running, or killed"
+        rows.append([
+            *(launch.get("launched", ""), launch.get("ended", ""), f"{launch['from_iter']:,}"),
+            *(f"{launch['to_iter']:,}", end, *(str(machine.get(key, "")) for key in ("ranks", "device", "torch"))),
+        ])  # fmt: skip
+    return [heading, *rows]
+
+
+def _sets(history: History) -> Table:
+    if not history.manifests:
+        return []
+    rows = []
+    for iteration, manifest in history.manifests.items():
+        files = manifest.get("files", {})
+        size = sum(each["bytes"] for each in files.values()) / 1e6
+        hashes = ", ".join(f"{part} {each['sha256'][:12]}" for part, each in files.items())
+        rows.append([f"{iteration:,}", str(manifest["epoch"]), manifest["reason"], manifest["saved_at"],
+                     f"{size:.2f} MB", hashes])  # fmt: skip
+    return [["iteration", "epoch", "reason", "saved", "size", "SHA-256 (first 12 digits)"], *rows]
+
+
+def _environment(history: History) -> dict[str, str]:
+    machine = history.launches[-1].get("machine", {}) if history.launches else {}
+    return {key: str(value) for key, value in machine.items()}
+
+
+def _commands(folder: Path, history: History, trained: TrainedModel | None) -> dict[str, list[str]]:
+    """Shell lines: a run of the same bits under another name, the relaunch, and the check of its best model."""
+    first = min((folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    place = shlex.quote(str(folder))
+    commands = {"verify": [f"python main_test.py verify {place}"] if trained else []}
+    if first is None:
+        return commands
+    machine = history.launches[0].get("machine", {}) if history.launches else {}
+    manifest = next(iter(history.manifests.values()), {})
+    ranks, threads = machine.get("ranks", 1), machine.get("threads per rank")
+    launcher = "python" if ranks == 1 else f"torchrun --nproc_per_node={ranks}"
+    again = {"task": shlex.quote(f"{folder.resolve().name}_again"), "train.num_threads": threads}
+    again["train.manual_seed"] = manifest.get("stream", {}).get("seed")
+    changes = "".join(f" --set {key}={value}" for key, value in again.items() if value is not None)
+    line = f"{launcher} main_train.py -opt {shlex.quote(str(first))}{changes}"
+    checkout = [f"git checkout {machine['code']}"] if machine.get("code") else []
+    return {"reproduce": [*checkout, line], **commands}
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)

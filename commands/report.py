@@ -1,0 +1,91 @@
+"""report: one HTML page of an experiment, or of several side by side; it opens from disk and needs no network."""
+
+import argparse
+import datetime
+import logging
+from pathlib import Path
+from typing import Any
+
+from commands.experiment_facts import ExperimentFacts, read_experiment
+from utils.utils_error import UserError
+from utils.utils_file import atomic_write
+from utils.utils_report import inline_svg, render_page
+from utils.utils_visualise import Panel, panel_figure
+
+logger = logging.getLogger("longhaul")
+
+SUMMARY = "one HTML page of an experiment, or of several side by side"
+EXAMPLES = """
+    python main_test.py report experiments/fer
+    python main_test.py report experiments/fer experiments/fer_real --output compared.html
+    python main_test.py report experiments/fer --recorded
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("others", nargs="*", type=Path, metavar="EXPERIMENT", help="more experiments to compare with")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE",
+        help="(default: report.html in the folder of the experiment; of several, here)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--recorded", action="store_true", help="show what the run has recorded, and do not run the model"
+    )
+    parser.add_argument("--num_samples", type=int, default=3, metavar="N", help="samples of each class (3)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page; exit status 0, or 1 if a model could not be shown or does not measure as recorded."""
+    if args.num_samples < 1:
+        raise UserError(f"--num_samples: {args.num_samples} is not allowed: must be at least 1")
+    folders = [args.model, *args.others]
+    for folder in folders:
+        if not (folder / "options").is_dir():
+            raise UserError(f"{folder}: not the folder of an experiment: it has no options/")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("an experiment is named twice; name each one once")
+    found = [read_experiment(folder, args) for folder in folders]
+    output = args.output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    facts = {"experiments": found, "comparison": _comparison(found), "written": f"{datetime.datetime.now():%F %H:%M}"}
+    page = render_page("report.html.jinja", facts)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(output, "w") as file:
+        file.write(page)
+    for each in found:
+        for problem in each.problems:
+            logger.warning("%s: %s", each.folder, problem)
+    logger.info("%s, %.1f MB; open it in a browser.", output, output.stat().st_size / 1e6)
+    return 1 if any(each.problems for each in found) else 0
+
+
+def _comparison(found: list[ExperimentFacts]) -> dict[str, Any] | None:
+    """Results and differing options side by side, and curves of what all of them measured; None for one experiment."""
+    if len(found) == 1:
+        return None
+    names = _distinct_names([each.folder for each in found])
+    results = list(dict.fromkeys(name for each in found for name in each.results))
+    options = sorted({name for each in found for name in each.options})
+    differing = [name for name in options if len({each.options.get(name) for each in found}) > 1]
+    panels: dict[str, Panel] = {}
+    for name, each in zip(names, found, strict=True):
+        for panel in each.panels:
+            if (series := panel.lines.get("test")) is not None:
+                known = panels.setdefault(panel.title, Panel(panel.title, panel.unit, {}))
+                panels[panel.title] = Panel(panel.title, panel.unit, {**known.lines, name: series})
+    return {
+        "names": names,
+        "results": [["", *names]] + [[name, *(each.results.get(name, "") for each in found)] for name in results],
+        "options": [["option", *names]]
+        + [[name, *(each.options.get(name, "absent") for each in found)] for name in differing],
+        "curves": [inline_svg(panel_figure(panel), panel.title) for panel in panels.values() if len(panel.lines) > 1],
+    }
+
+
+def _distinct_names(folders: list[Path]) -> list[str]:
+    """The last part of each path, or as many more as it takes to tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError("the folders differ")

@@ -1,0 +1,43 @@
+"""Where attention lies: how much less a network says what it says when a part of the image is hidden."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+_STEPS, _SPAN = 12, 3  # of a side; the hidden square spans so many steps
+
+
+def occlusion_map(
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    agreement: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    image: NDArray[np.uint8],
+) -> tuple[NDArray[np.float32], torch.Tensor]:
+    """(H, W): what the agreement of the output with that of the whole image loses where a square is grey.
+
+    Beside it the output with the square where that is most.
+
+    predict: raw images, uint8 (B, C, H, W) -> outputs. agreement: (outputs, output of the whole image) -> (B,), larger
+    is more alike. Zeiler and Fergus, ECCV 2014.
+    """
+    whole = torch.from_numpy(image)
+    height, width = image.shape[1:]
+    edges_y, edges_x = (np.linspace(0, side, _STEPS + 1).round().astype(int) for side in (height, width))
+    squares = [
+        (slice(edges_y[y], edges_y[y + _SPAN]), slice(edges_x[x], edges_x[x + _SPAN]))
+        for y in range(_STEPS - _SPAN + 1)
+        for x in range(_STEPS - _SPAN + 1)
+    ]
+    hidden = whole.repeat(len(squares), 1, 1, 1)
+    grey = whole.float().mean(dim=(1, 2)).round().to(torch.uint8)[:, None, None]
+    for each, (rows, columns) in zip(hidden, squares, strict=True):
+        each[:, rows, columns] = grey
+    output = predict(whole[None])
+    outputs = predict(hidden)
+    losses = (agreement(output, output) - agreement(outputs, output)).cpu().numpy()
+    total, count = np.zeros((2, height, width), dtype=np.float32)
+    for loss, square in zip(losses, squares, strict=True):
+        total[square] += loss
+        count[square] += 1
+    return (total / np.maximum(count, 1)).astype(np.float32), outputs[int(losses.argmax())]
