@@ -15,7 +15,8 @@ from packaging.version import Version
 
 PROJECT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-RANGES = [Requirement(text) for text in [*PYPROJECT["dependencies"], *PYPROJECT["optional-dependencies"]["dev"]]]
+EXTRAS = PYPROJECT["optional-dependencies"]
+RANGES = [Requirement(text) for text in [*PYPROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["export"]]]
 LINES = [
     line
     for line in (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
