@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Check a trained model, and look at what it says.
+"""Check a trained model, look at what it says, and take it elsewhere.
 
     python main_test.py verify experiments/fer
     python main_test.py samples experiments/fer --wrong
+    python main_test.py export experiments/fer --with_preprocessing
     python main_test.py verify --help
 
 MODEL is a best_model.pth or final_model.pth, an <iter>_G.pth or <iter>_E.pth with the options of its experiment, or the
@@ -15,14 +16,14 @@ import logging
 import sys
 from pathlib import Path
 
-from commands import report, samples, verify
+from commands import export, report, samples, verify
 from utils.utils_error import UserError
 from utils.utils_logger import start_console
 from utils.utils_memory import keep_freed_memory
 
 logger = logging.getLogger("longhaul")
 
-COMMANDS = {"verify": verify, "samples": samples, "report": report}
+COMMANDS = {"verify": verify, "samples": samples, "report": report, "export": export}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.select_dataset import DATASETS, DataSource, define_dataset, define_test_pipeline
-from data.transforms import TRANSFORMS
+from data.transforms import TRANSFORMS, Pipeline
 from main_train import TABLES
 from models.model_base import load_network
 from models.model_plain import ModelPlain
@@ -22,7 +22,7 @@ from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_history import read_metrics
 from utils.utils_metrics import MetricValue
-from utils.utils_option import Options
+from utils.utils_option import DatasetOptions, Options
 from utils.utils_option_file import apply_overrides
 from utils.utils_state_file import crc_damage, load_state
 from views.select_view import define_view
@@ -63,15 +63,18 @@ class TrainedModel:
         """What is shown of its task."""
         return define_view(DATASETS[self.opt.datasets["train"].dataset_type], self.class_names)
 
+    def preprocessing(self) -> Pipeline:
+        """What raw inputs pass through before the network."""
+        name, options = self._input_options()
+        return define_test_pipeline(name, options, self.class_names)
+
+    def input_transforms(self) -> list[dict[str, Any]]:
+        """What an input needs after uint8 to [0, 1], as the options spell it."""
+        return [each.model_dump() for each in self._input_options()[1].transforms]
+
     def predictor(self, dist: Dist) -> Callable[[torch.Tensor], torch.Tensor]:
         """Raw images, uint8 (B, C, H, W) -> what the tested network says of them, float32 on its device."""
-        model = self.load(dist)
-        name = "test" if "test" in self.opt.datasets else "train"
-        options = self.opt.datasets[name]
-        if name == "train":
-            steps = tuple(each for each in options.transforms if not TRANSFORMS[each.type].is_random)  # type: ignore[attr-defined]
-            options = options.model_copy(update={"transforms": steps})
-        pipeline = define_test_pipeline(name, options, self.class_names)
+        model, pipeline = self.load(dist), self.preprocessing()
 
         def predict(images: torch.Tensor) -> torch.Tensor:
             nobody = torch.zeros(len(images), dtype=torch.int64, device=dist.device)
@@ -90,6 +93,14 @@ class TrainedModel:
         if split is not None:
             tested = type(tested)(**{**dict(tested), **tested.arguments, "split": split})
         return define_dataset("test", tested)
+
+    def _input_options(self) -> tuple[str, DatasetOptions]:
+        """datasets.test, or datasets.train without its random transforms, and its name."""
+        if "test" in self.opt.datasets:
+            return "test", self.opt.datasets["test"]
+        options = self.opt.datasets["train"]
+        steps = tuple(each for each in options.transforms if not TRANSFORMS[each.type].is_random)  # type: ignore[attr-defined]
+        return "train", options.model_copy(update={"transforms": steps})
 
 
 def load_trained_model(path: Path, option_file: Path | None, overrides: list[str]) -> TrainedModel:
