@@ -1,11 +1,15 @@
 """`main_test.py export`: files that say what the network says, in batches of any size, or no file at all."""
 
 import json
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -19,6 +23,7 @@ from models.network_fer_resnet import FerResNet
 from models.select_model import MODELS, define_model
 from models.select_network import NETWORKS, define_G
 from tests.helpers import ONE_RANK, changed, tiny_option_mapping, validated
+from tests.readme_table import README
 from tests.run_helpers import flip_bit
 from tests.test_networks import SMALL, faces
 from tests.trained_models import CLASSES, Command, command, trained
@@ -369,3 +374,19 @@ def test_a_place_that_cannot_be_written_is_2(
     message = capsys.readouterr().err
     assert str(tmp_path / "file") in message
     assert "Traceback" not in message
+
+
+def test_the_example_of_the_readme_says_what_the_network_says(
+    model_file: Path, exported: Callable[[str], Path], raw_faces: np.ndarray, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    example = re.search(r"^ {4}import json\n(?:(?: {4}.*)?\n)*", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert example, "README.md shows no program that runs an exported model"
+    shutil.copy(exported("onnx, all inside"), tmp_path / "faces.onnx")
+    cv2.imwrite(str(tmp_path / "face.png"), raw_faces[3, 0])
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(textwrap.dedent(example[0]), "README.md", "exec"), {})
+    with torch.no_grad():
+        expected = network_of(model_file)(torch.from_numpy(normalised(raw_faces[3:4])))[0].softmax(dim=0)
+    assert capsys.readouterr().out == f"{CLASSES[int(expected.argmax())]} {expected.max():.3f}\n"
