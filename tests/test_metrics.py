@@ -17,6 +17,7 @@ from tests.evaluate_on_ranks import METRIC_NAMES, NUM_CLASSES, SIZES
 from tests.helpers import free_port
 from utils.utils_error import UserError
 from utils.utils_metrics import METRICS
+from utils.utils_pose import POSE_METRICS
 
 CLASSES = list(range(NUM_CLASSES))
 RNG = np.random.default_rng(0)
@@ -124,7 +125,7 @@ def test_calibration_error_and_confidence_are_those_of_their_definitions(sharpne
 
 
 def test_every_metric_is_tested() -> None:
-    assert set(METRICS) == {*METRIC_NAMES, "calibration_error", "confidence", "mae", "mse"}
+    assert set(METRICS) == {*METRIC_NAMES, *POSE_METRICS, "calibration_error", "confidence", "mae", "mse"}
 
 
 @pytest.mark.parametrize("name", METRIC_NAMES)

@@ -212,12 +212,13 @@ class RunLog:
     def _listed(
         self, tag: str, value: list[float] | list[list[float]], class_names: Sequence[str], current_iter: int
     ) -> dict[str, float]:
-        """The scalars of a metric with a value for each class; a matrix goes to TensorBoard."""
+        """The scalars of a metric with a value for each class, or for each number; a matrix goes to TensorBoard."""
         scalars: dict[str, float] = {}
         rows: list[Sequence[float]] = []
         prefix = tag.rpartition("/")[2].removesuffix("_per_class")
         each: Any
-        for label, each in zip(class_names, value, strict=True):
+        labels = class_names or [str(number) for number in range(len(value))]  # joints and thresholds have no names
+        for label, each in zip(labels, value, strict=True):
             if isinstance(each, list):
                 rows.append(each)
             else:

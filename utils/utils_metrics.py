@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from utils.utils_error import UserError
+from utils.utils_pose import PCK_THRESHOLDS_MM
 from utils.utils_table import Table
 
 if TYPE_CHECKING:
@@ -92,6 +93,41 @@ def mse() -> "Metric":
     return MeanSquaredError()
 
 
+def mpjpe() -> "Metric":
+    """Mean distance of root-relative joints (B, J, 3) from their truth in mm, the root itself included."""
+    return _of_poses("mpjpe")
+
+
+def pa_mpjpe() -> "Metric":
+    """The same in mm after a similarity transform of each prediction onto its truth, reflections excluded."""
+    return _of_poses("pa_mpjpe")
+
+
+def avg_metric() -> "Metric":
+    """(mpjpe + pa_mpjpe) / 2, in mm."""
+    return _of_poses("avg_metric")
+
+
+def pck_auc() -> "Metric":
+    """Area under the PCK curve of root-relative joints, 0 to 50 mm, in [0, 1], as FreiHAND's evaluation takes it."""
+    return _of_poses("pck_auc")
+
+
+def pa_pck_auc() -> "Metric":
+    """The same after the alignment of pa_mpjpe."""
+    return _of_poses("pa_pck_auc")
+
+
+def pck_curve() -> "Metric":
+    """Fraction of correct joints for 100 thresholds from 0 to 50 mm: (100,)."""
+    return _of_poses("pck_curve", PCK_THRESHOLDS_MM.shape)
+
+
+def joint_error(num_joints: int = 21) -> "Metric":
+    """Mean distance of each root-relative joint from its truth in mm: (num_joints,)."""
+    return _of_poses("joint_error", (num_joints,))
+
+
 METRICS = Table(
     "metric",
     {
@@ -104,6 +140,13 @@ METRICS = Table(
         "confidence": confidence,
         "mae": mae,
         "mse": mse,
+        "mpjpe": mpjpe,
+        "pa_mpjpe": pa_mpjpe,
+        "avg_metric": avg_metric,
+        "pck_auc": pck_auc,
+        "pa_pck_auc": pa_pck_auc,
+        "pck_curve": pck_curve,
+        "joint_error": joint_error,
     },
     supplied={"num_classes"},
 )
@@ -111,13 +154,15 @@ METRICS = Table(
 UNITS = {
     **dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1", "recall_per_class", "confidence"), "0 to 1"),
     "calibration_error": "0 to 1, lower is better",
+    **dict.fromkeys(("mpjpe", "pa_mpjpe", "avg_metric", "joint_error"), "mm, lower is better"),
+    **dict.fromkeys(("pck_auc", "pa_pck_auc", "pck_curve"), "0 to 1"),
     "lr": "factor of the update",
     "grad_norm": "L2 norm before clipping",
     "images_per_s": "images / s",
 }
 """What the numbers of metrics.csv are measured in, where their names do not say it."""
 
-_MANY_VALUED = ("recall_per_class", "confusion_matrix")
+_MANY_VALUED = ("recall_per_class", "confusion_matrix", "pck_curve", "joint_error")
 
 
 def check_best_metric(name: str | None) -> None:
@@ -131,3 +176,9 @@ def _classes(num_classes: int | None) -> int:
     if num_classes is None:
         raise UserError("val.metrics: a classification metric needs a data set that names its classes")
     return num_classes
+
+
+def _of_poses(name: str, shape: tuple[int, ...] = ()) -> "Metric":
+    from utils.utils_pose_metric import SampleMean
+
+    return SampleMean(name, shape)
