@@ -1,4 +1,11 @@
-"""LOSSES: (output, target) -> scalar, the mean over the batch."""
+"""LOSSES: (output, target) -> scalar, the mean over the batch.
+
+`joint_weights` is for joints (B, J, D): each joint's mean loss times its weight, over the sum of the weights, so that
+only their ratios matter. Without it, all elements count the same, in any shape.
+"""
+
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -32,8 +39,12 @@ class CharbonnierLoss(nn.Module):
 class L1Loss(nn.L1Loss):
     """mean |output - target|."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, joint_weights: Sequence[float] | None = None) -> None:
+        super().__init__(reduction="mean" if joint_weights is None else "none")
+        self.mean = JointMean(joint_weights)
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self.mean(super().forward(output, target))
 
 
 class L2Loss(nn.MSELoss):
@@ -46,8 +57,56 @@ class L2Loss(nn.MSELoss):
 class SmoothL1Loss(nn.SmoothL1Loss):
     """Quadratic below beta, linear above (Girshick, ICCV 2015)."""
 
-    def __init__(self, beta: float = 1.0) -> None:
-        super().__init__(beta=beta)
+    def __init__(self, beta: float = 1.0, joint_weights: Sequence[float] | None = None) -> None:
+        super().__init__(beta=beta, reduction="mean" if joint_weights is None else "none")
+        self.mean = JointMean(joint_weights)
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return self.mean(super().forward(output, target))
+
+
+class MPJPELoss(nn.Module):
+    """Mean Euclidean distance of joints (B, J, D) from their truth, in the unit of both."""
+
+    def __init__(self, joint_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.mean = JointMean(joint_weights)
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if output.shape != target.shape:  # subtraction would broadcast
+            raise ValueError(f"mpjpe compares {tuple(output.shape)} with {tuple(target.shape)}; both must be the same")
+        return self.mean(torch.linalg.vector_norm(output - target, dim=-1))
+
+
+class JointMean(nn.Module):
+    """Mean of losses (B, J, ...) in which each joint has its weight; without weights, the mean of whatever comes."""
+
+    weights: torch.Tensor | None
+
+    def __init__(self, joint_weights: Sequence[float] | None) -> None:
+        super().__init__()
+        if joint_weights is not None and not _are_weights(joint_weights):
+            raise UserError(
+                f"train.G_lossfn_args.joint_weights: {list(joint_weights)} is not allowed; it must hold a finite "
+                "number >= 0 for each joint, and not only zeros"
+            )
+        weights = None if joint_weights is None else torch.tensor(joint_weights, dtype=torch.float32)
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, losses: torch.Tensor) -> torch.Tensor:
+        if self.weights is None:
+            return losses.mean()
+        if losses.ndim < 2 or losses.shape[1] != len(self.weights):
+            raise UserError(
+                f"train.G_lossfn_args.joint_weights: {len(self.weights)} weights do not fit an output of the shape "
+                f"(batch, joints, ...) whose losses are {tuple(losses.shape)}; give one for each joint"
+            )
+        of_joints = losses.transpose(0, 1).flatten(1).mean(dim=1)
+        return (of_joints * self.weights).sum() / self.weights.sum()
+
+
+def _are_weights(values: Sequence[float]) -> bool:
+    return all(math.isfinite(value) and value >= 0 for value in values) and any(values)
 
 
 LOSSES = Table(
@@ -57,6 +116,7 @@ LOSSES = Table(
         "l1": L1Loss,
         "l2": L2Loss,
         "smooth_l1": SmoothL1Loss,
+        "mpjpe": MPJPELoss,
         "charbonnier": CharbonnierLoss,
     },
 )

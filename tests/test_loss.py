@@ -18,7 +18,7 @@ OUTPUT, TARGET = RNG.normal(size=(4, 3, 6, 5)), RNG.normal(size=(4, 3, 6, 5))
 DIFFERENCE = OUTPUT - TARGET
 
 
-def loss(name: str, output: NDArray[Any], target: NDArray[Any], **arguments: float) -> float:
+def loss(name: str, output: NDArray[Any], target: NDArray[Any], **arguments: Any) -> float:
     return float(LOSSES.build(name, arguments)(torch.from_numpy(output), torch.from_numpy(target)))
 
 
@@ -61,6 +61,7 @@ FORMULAS = {
     "charbonnier, eps": ({"eps": 0.5}, np.sqrt(DIFFERENCE**2 + 0.25).mean()),
     "smooth_l1": ({}, np.where(HUBER < 1, 0.5 * HUBER**2, HUBER - 0.5).mean()),
     "smooth_l1, beta": ({"beta": 0.3}, np.where(HUBER < 0.3, 0.5 * HUBER**2 / 0.3, HUBER - 0.15).mean()),
+    "mpjpe": ({}, np.sqrt((DIFFERENCE**2).sum(axis=-1)).mean()),
 }
 
 
@@ -68,6 +69,77 @@ FORMULAS = {
 def test_regression_losses(case: str) -> None:
     arguments, expected = FORMULAS[case]
     assert loss(case.split(",")[0], OUTPUT, TARGET, **arguments) == pytest.approx(float(expected), rel=1e-10)
+
+
+WEIGHTS = [0.5, 2.0, 0.0, 1.0]
+JOINTS, TRUE_JOINTS = RNG.normal(size=(5, 4, 3)), RNG.normal(size=(5, 4, 3))
+OF_JOINTS = {
+    "l1": np.abs(JOINTS - TRUE_JOINTS).mean(axis=(0, 2)),
+    "smooth_l1": np.where(
+        np.abs(JOINTS - TRUE_JOINTS) < 1, 0.5 * (JOINTS - TRUE_JOINTS) ** 2, np.abs(JOINTS - TRUE_JOINTS) - 0.5
+    ).mean(axis=(0, 2)),
+    "mpjpe": np.linalg.norm(JOINTS - TRUE_JOINTS, axis=2).mean(axis=0),
+}
+
+
+@pytest.mark.parametrize("name", OF_JOINTS)
+def test_joint_weights(name: str) -> None:
+    """By hand: each joint's own mean, times its share of the weights."""
+    expected = (0.5 * OF_JOINTS[name][0] + 2 * OF_JOINTS[name][1] + OF_JOINTS[name][3]) / 3.5
+    weighted = loss(name, JOINTS, TRUE_JOINTS, joint_weights=WEIGHTS)
+    assert weighted == pytest.approx(expected, rel=1e-10)
+    assert weighted == pytest.approx(loss(name, JOINTS, TRUE_JOINTS, joint_weights=[1, 4, 0, 2]), rel=1e-10)
+    plain = loss(name, JOINTS, TRUE_JOINTS)
+    assert loss(name, JOINTS, TRUE_JOINTS, joint_weights=[3, 3, 3, 3]) == pytest.approx(plain, rel=1e-10)
+    assert weighted != pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", OF_JOINTS)
+def test_a_joint_without_weight_gets_no_gradient(name: str) -> None:
+    output = torch.from_numpy(JOINTS).requires_grad_()
+    LOSSES.build(name, {"joint_weights": WEIGHTS})(output, torch.from_numpy(TRUE_JOINTS)).backward()
+    assert output.grad is not None
+    assert output.grad.any(dim=2).any(dim=0).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("name", "function"), [("l1", torch.nn.functional.l1_loss), ("smooth_l1", torch.nn.functional.smooth_l1_loss)]
+)
+def test_without_weights_nothing_changes_in_the_last_bit(name: str, function: Any) -> None:
+    results = []
+    for lossfn in (LOSSES.build(name, {}), function):
+        output = torch.from_numpy(OUTPUT).float().requires_grad_()
+        value = lossfn(output, torch.from_numpy(TARGET).float())
+        value.backward()
+        results.append((value.detach(), output.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("name", OF_JOINTS)
+@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -0.5], [1.0, float("nan")], [1.0, float("inf")]])
+def test_joint_weights_that_are_none_are_refused(name: str, weights: list[float]) -> None:
+    with pytest.raises(UserError, match=r"train\.G_lossfn_args\.joint_weights: .* >= 0 for each joint"):
+        LOSSES[name](joint_weights=weights)
+
+
+@pytest.mark.parametrize("name", OF_JOINTS)
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 4), (5, 1, 3)])
+def test_weights_for_other_joints_are_refused(name: str, shape: tuple[int, ...]) -> None:
+    lossfn = LOSSES.build(name, {"joint_weights": [1.0, 1.0, 1.0]})
+    with pytest.raises(UserError, match=r"joint_weights: 3 weights .*\(5.*give one for each joint"):
+        lossfn(torch.zeros(shape), torch.zeros(shape))
+
+
+def test_mpjpe_does_not_broadcast() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 21, 3\) with \(2, 1, 3\)"):
+        LOSSES.build("mpjpe", {})(torch.zeros(2, 21, 3), torch.zeros(2, 1, 3))
+
+
+def test_weights_are_no_part_of_a_checkpoint() -> None:
+    lossfn = LOSSES.build("mpjpe", {"joint_weights": WEIGHTS})
+    assert lossfn.state_dict() == {}
+    assert [buffer.tolist() for buffer in lossfn.buffers()] == [WEIGHTS], "`to(device)` would not move them"
 
 
 def test_no_two_regression_losses_agree() -> None:
