@@ -6,11 +6,12 @@ import torch.nn as nn
 
 from models.network_fer_resnet import FerResNet
 from models.network_fer_vgg import FerVGG
+from models.network_hand_pose import HandPoseNet
 from utils.utils_error import UserError
 from utils.utils_option import NetOptions
 from utils.utils_table import Table
 
-NETWORKS = Table("network", {"fer_resnet": FerResNet, "fer_vgg": FerVGG})
+NETWORKS = Table("network", {"fer_resnet": FerResNet, "fer_vgg": FerVGG, "hand_pose_net": HandPoseNet})
 
 
 def check_num_classes(options: NetOptions, class_names: Sequence[str]) -> None:

@@ -15,7 +15,9 @@ from utils.utils_option import NetOptions, parse
 SMALL: dict[str, dict[str, Any]] = {
     "fer_resnet": {"widths": [4, 8, 8], "depths": [1, 2, 1]},
     "fer_vgg": {"widths": [4, 8], "hidden": 16},
+    "hand_pose_net": {"size": 32, "widths": [4, 8, 8], "depths": [1, 2], "heat_width": 8, "hidden": 16},
 }
+CLASSIFIERS = [name for name in SMALL if name.startswith("fer_")]
 
 
 def built(name: str, **arguments: Any) -> nn.Module:
@@ -31,11 +33,16 @@ def faces(count: int, channels: int = 1, size: int = 48) -> torch.Tensor:
     return torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
+def images(name: str, count: int) -> torch.Tensor:
+    """What the network takes by default."""
+    return faces(count) if name in CLASSIFIERS else faces(count, channels=3, size=SMALL[name]["size"])
+
+
 def test_every_network_is_tested() -> None:
     assert sorted(NETWORKS) == sorted(SMALL)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", CLASSIFIERS)
 @pytest.mark.parametrize(("channels", "num_classes"), [(1, 7), (3, 10)])
 def test_shapes(name: str, channels: int, num_classes: int) -> None:
     net = built(name, in_channels=channels, num_classes=num_classes)
@@ -48,7 +55,7 @@ def test_shapes(name: str, channels: int, num_classes: int) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
     net = built(name, dropout=0.0)
-    nn.functional.cross_entropy(net(faces(6)), torch.arange(6)).backward()
+    net(images(name, 6)).square().sum().backward()
     for parameter_name, parameter in net.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert bool(torch.isfinite(parameter.grad).all()), parameter_name
@@ -58,31 +65,32 @@ def test_every_parameter_gets_a_finite_gradient(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_in_a_test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
     net = built(name, dropout=0.5).eval()
-    images = faces(5)
+    batch = images(name, 5)
     with torch.no_grad():
-        together = net(images)
-        assert torch.equal(net(images), together), "something is random in evaluation mode"
+        together = net(batch)
+        assert torch.equal(net(batch), together), "something is random in evaluation mode"
         for place in range(5):
-            assert torch.allclose(net(images[place : place + 1])[0], together[place], atol=1e-5)
+            assert torch.allclose(net(batch[place : place + 1])[0], together[place], atol=1e-5)
         net.train()
-        assert not torch.allclose(net(images), together, atol=1e-3)
+        assert not torch.allclose(net(batch), together, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_dropout_is_what_the_option_says(name: str) -> None:
     still, dropping = built(name, dropout=0.0), built(name, dropout=0.5)
-    images = faces(4)
-    assert torch.equal(still(images), still(images))
-    assert not torch.equal(dropping(images), dropping(images))
+    batch = images(name, 4)
+    assert torch.equal(still(batch), still(batch))
+    assert not torch.equal(dropping(batch), dropping(batch))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bf16(name: str) -> None:
     net = built(name, dropout=0.0)
     with torch.autocast("cpu", torch.bfloat16):
-        output = net(faces(4))
-    assert output.dtype == torch.bfloat16
-    assert torch.allclose(output.float(), net(faces(4)), atol=0.1)
+        output = net(images(name, 4))
+    assert output.dtype == (torch.bfloat16 if name in CLASSIFIERS else torch.float32)  # joints are in mm
+    wanted = net(images(name, 4))
+    assert torch.allclose(output.float(), wanted, atol=0.1 * max(1.0, wanted.std().item()))
     output.float().square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in net.parameters())
 
@@ -90,10 +98,10 @@ def test_bf16(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_channels_last_gives_the_same_output(name: str) -> None:
     net = built(name, dropout=0.0).eval()
-    images = faces(3)
-    expected = net(images)
+    batch = images(name, 3)
+    expected = net(batch)
     net.to(memory_format=torch.channels_last)
-    assert torch.allclose(net(images.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5)
+    assert torch.allclose(net(batch.contiguous(memory_format=torch.channels_last)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -167,6 +175,13 @@ def test_fer_vgg_takes_the_size_it_was_built_for() -> None:
         ("fer_vgg", {"widths": [4] * 6}, "netG.size"),
         ("fer_vgg", {"size": 2}, "netG.size"),
         ("fer_vgg", {"widths": [4, 0]}, "netG.widths"),
+        ("hand_pose_net", {"size": 30}, "netG.size: 30"),
+        ("hand_pose_net", {"size": 8}, "use a multiple of 8 from 16 on"),
+        ("hand_pose_net", {"widths": [8], "depths": []}, "netG.widths"),
+        ("hand_pose_net", {"widths": [8, 0, 8]}, "netG.widths"),
+        ("hand_pose_net", {"depths": [1, 1, 1]}, "netG.depths"),
+        ("hand_pose_net", {"depths": [1, 0]}, "netG.depths"),
+        ("hand_pose_net", {"num_joints": 1}, "netG.num_joints"),
         ("fer_resnet", {"widths": "8"}, "widths"),
         ("fer_resnet", {"width": [8]}, "width"),
     ],

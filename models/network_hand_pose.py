@@ -1,0 +1,104 @@
+"""A small network that finds the joints of a hand in 3D."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn as nn
+
+from models.network_blocks import ResidualBlock
+
+MM_PER_UNIT = 50.0  # about the spread of a hand's joints, so that the last layer deals in numbers near 1
+NUM_LOOKS = 32  # features that say what the image looks like at a joint
+
+
+class HandPoseNet(nn.Module):
+    """Joints (B, num_joints, 3) in mm relative to joint 0, which is exactly 0, from images (B, 3, size, size).
+
+    Each joint's heatmap is a softmax over the pixels of a feature map; its expectations are where the joint is in the
+    image (integral regression, Sun et al., ECCV 2018) and what the image looks like there. How many millimetres that
+    means depends on the camera and the crop, so two linear layers say it from all joints and the whole image.
+
+    size: height and width of the input in pixels. widths: channels after the stem and after each stage; each of them
+    halves the image. depths: residual blocks in each stage. heat_width: channels of the map under the heatmaps, which
+    is twice as fine as the last stage. hidden: units of the hidden layer; dropout: probability after it.
+    The output is float32, also under autocast: bf16 would round 100 mm by half a millimetre.
+    """
+
+    def __init__(
+        self,
+        size: int = 128,
+        num_joints: int = 21,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        depths: Sequence[int] = (1, 2, 1),
+        heat_width: int = 128,
+        hidden: int = 256,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check(size, num_joints, widths, depths)
+        self.size, self.num_joints = size, num_joints
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(ResidualBlock(width if n else before, width, stride=1 if n else 2) for n in range(depth)))
+            for before, width, depth in zip(widths[:-1], widths[1:], depths, strict=True)
+        )
+        self.fine = _projection(widths[-2], heat_width)
+        self.coarse = _projection(widths[-1], heat_width)
+        self.heatmaps = nn.Conv2d(heat_width, num_joints, 1)
+        self.appearance = nn.Conv2d(heat_width, NUM_LOOKS, 1)
+        self.head = nn.Sequential(
+            nn.Linear(num_joints * (2 + NUM_LOOKS) + widths[-1], hidden), nn.ReLU(inplace=True), nn.Dropout(dropout),
+            nn.Linear(hidden, num_joints * 3),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1:] != (3, self.size, self.size):
+            raise ValueError(
+                f"netG.size: {self.size} stands for images (3, {self.size}, {self.size}), not {tuple(x.shape[1:])}"
+            )
+        maps = [self.stem(x)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        coarse = nn.functional.interpolate(self.coarse(maps[-1]), scale_factor=2.0, mode="bilinear")
+        features = torch.relu(self.fine(maps[-2]) + coarse)
+        heat, looks = self.heatmaps(features), self.appearance(features)
+        with torch.autocast(x.device.type, enabled=False):
+            of_joints = soft_argmax(heat.float(), looks.float()).flatten(1)
+            whole = maps[-1].float().mean(dim=(2, 3))
+            joints = self.head(torch.cat([of_joints, whole], dim=1)).unflatten(1, (self.num_joints, 3))
+            return MM_PER_UNIT * (joints - joints[:, :1])
+
+
+def soft_argmax(heat: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """Where each joint is expected, and the features there: (B, J, H, W) and (B, C, H, W) -> (B, J, 2 + C).
+
+    The first two are x and y, from -1 at the left and upper edges of the map to 1; a pixel counts at its centre.
+    """
+    y, x = ((torch.arange(n, device=heat.device, dtype=heat.dtype) * 2 + 1) / n - 1 for n in heat.shape[2:])
+    places = torch.stack(torch.meshgrid(x, y, indexing="xy")).expand(len(heat), -1, -1, -1)  # (B, 2, H, W)
+    at_pixels = torch.cat([places, features], dim=1).flatten(2)
+    return heat.flatten(2).softmax(dim=2) @ at_pixels.mT
+
+
+def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
+
+
+def _check(size: int, num_joints: int, widths: Sequence[int], depths: Sequence[int]) -> None:
+    """ValueError for arguments that do not fit each other."""
+    if num_joints < 2:
+        raise ValueError(f"netG.num_joints: {num_joints} must be at least 2: all are relative to the first")
+    if len(widths) < 2 or min(widths) < 1:
+        raise ValueError(f"netG.widths: {list(widths)} must be two or more positive numbers")
+    if len(depths) != len(widths) - 1 or min(depths) < 1:
+        raise ValueError(
+            f"netG.depths: {list(depths)} must be positive, one for each of the widths {list(widths)} after the first"
+        )
+    step = 2 ** len(widths)
+    if size < 2 * step or size % step:
+        raise ValueError(
+            f"netG.size: {size} pixels cannot be halved {len(widths)} times, leaving two or more; use a multiple of "
+            f"{step} from {2 * step} on"
+        )
