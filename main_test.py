@@ -25,6 +25,8 @@ logger = logging.getLogger("longhaul")
 
 COMMANDS = {"verify": verify, "samples": samples, "report": report, "export": export}
 
+_GIVEN = {"MODEL": "file of a model, or folder of an experiment", "EXPERIMENT": "folder of an experiment"}
+
 
 def parse_arguments() -> argparse.Namespace:
     assert __doc__ is not None
@@ -36,7 +38,8 @@ def parse_arguments() -> argparse.Namespace:
             name, help=module.SUMMARY, description=module.__doc__, epilog=f"examples:\n{module.EXAMPLES}",
             formatter_class=raw,
         )  # fmt: skip
-        command.add_argument("model", type=Path, metavar="MODEL", help="file of a model, or folder of an experiment")
+        metavar = getattr(module, "METAVAR", "MODEL")
+        command.add_argument("model", type=Path, metavar=metavar, help=_GIVEN[metavar])
         command.add_argument("-opt", "--opt", type=Path, metavar="FILE", help="options instead of the model's own")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="change one option; may be repeated"

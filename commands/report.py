@@ -14,6 +14,7 @@ from utils.utils_visualise import Panel, panel_figure
 
 logger = logging.getLogger("longhaul")
 
+METAVAR = "EXPERIMENT"
 SUMMARY = "one HTML page of an experiment, or of several side by side"
 EXAMPLES = """
     python main_test.py report experiments/fer

@@ -77,7 +77,7 @@ def soft_argmax(heat: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     The first two are x and y, from -1 at the left and upper edges of the map to 1; a pixel counts at its centre.
     """
     y, x = ((torch.arange(n, device=heat.device, dtype=heat.dtype) * 2 + 1) / n - 1 for n in heat.shape[2:])
-    places = torch.stack(torch.meshgrid(x, y, indexing="xy")).expand(len(heat), -1, -1, -1)  # (B, 2, H, W)
+    places = torch.stack(torch.meshgrid(x, y, indexing="xy")).expand(heat.shape[0], -1, -1, -1)  # (B, 2, H, W)
     at_pixels = torch.cat([places, features], dim=1).flatten(2)
     return heat.flatten(2).softmax(dim=2) @ at_pixels.mT
 
