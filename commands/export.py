@@ -138,8 +138,8 @@ def _samples(trained: TrainedModel, num_samples: int) -> _Samples:
     except UserError as error:
         if trained.input_shape is None:
             raise
-        shape = (num_samples, *trained.input_shape)
-        images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (num_samples, *trained.input_shape), dtype=np.uint8)
         return _Samples(torch.from_numpy(images), "random inputs", random=str(error))
     chosen = np.linspace(0, len(source.dataset) - 1, min(num_samples, len(source.dataset))).round().astype(int)
     raw = torch.stack([torch.as_tensor(source.dataset[i]["input"]) for i in chosen.tolist()])
