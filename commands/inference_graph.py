@@ -61,7 +61,7 @@ def capture(graph: InferenceGraph, images: torch.Tensor) -> ExportedProgram:
     except Exception as error:  # whatever the network's own code raises, and torch about it
         raise UserError(
             f"this network cannot be exported: {reason(error)}; its forward pass must not depend on the values of its "
-            "input, nor on the size of the batch"
+            "input, nor on the size of the batch (len(x) is a fixed number to torch.export, x.shape[0] is not)"
         ) from error
     for limits in program.range_constraints.values():
         if limits.upper < _NO_LIMIT:
@@ -170,8 +170,8 @@ def _as_json(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def reason(error: BaseException) -> str:
-    """The first line that says something."""
-    lines = (line.strip() for line in str(error).splitlines())
+    """The first line that says something, without torch's advice to its developers."""
+    lines = (line.partition("For more information")[0].strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
 
 
