@@ -2,6 +2,7 @@
 """Check a trained model, look at what it says, and take it elsewhere.
 
     python main_test.py verify experiments/fer
+    python main_test.py infer experiments/fer --input photo.jpg
     python main_test.py samples experiments/fer --wrong
     python main_test.py export experiments/fer --with_preprocessing
     python main_test.py verify --help
@@ -16,14 +17,14 @@ import logging
 import sys
 from pathlib import Path
 
-from commands import export, report, samples, verify
+from commands import export, infer, report, samples, verify
 from utils.utils_error import UserError
 from utils.utils_logger import start_console
 from utils.utils_memory import keep_freed_memory
 
 logger = logging.getLogger("longhaul")
 
-COMMANDS = {"verify": verify, "samples": samples, "report": report, "export": export}
+COMMANDS = {"verify": verify, "infer": infer, "samples": samples, "report": report, "export": export}
 
 _GIVEN = {"MODEL": "file of a model, or folder of an experiment", "EXPERIMENT": "folder of an experiment"}
 
@@ -59,7 +60,7 @@ def main() -> int:
         logger.error("%s", error)
         return 2
     except OSError as error:  # it names the file
-        logger.error("%s; choose another --output or --json, or mend the file's permissions.", error)
+        logger.error("%s; choose another --output, --csv or --json, or mend the file's permissions.", error)
         return 2
 
 

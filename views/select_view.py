@@ -5,8 +5,9 @@ from typing import Any
 
 from views.view_base import View
 from views.view_classification import ClassificationView
+from views.view_faces import FaceView
 
-VIEWS: dict[str, type[View]] = {"classification": ClassificationView, "faces": ClassificationView, "plain": View}
+VIEWS: dict[str, type[View]] = {"classification": ClassificationView, "faces": FaceView, "plain": View}
 
 
 def define_view(dataset: Any, class_names: Sequence[str]) -> View:

@@ -4,7 +4,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,18 @@ class Box:
     top: int
     width: int
     height: int
+
+
+class Finding(NamedTuple):
+    """A box of an image, and the network's output for what is in it, on the CPU."""
+
+    box: Box
+    output: torch.Tensor
+
+
+def whole(image: Image) -> Box:
+    """The box that is the image."""
+    return Box(0, 0, image.shape[1], image.shape[0])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,18 +125,39 @@ class View:
 
     # infer
 
-    def find(self, image: Image) -> list[Box]:
-        """Where an image has something to show to the network; the whole image, if nothing more is known."""
-        return [Box(0, 0, image.shape[1], image.shape[0])]
+    subject = ""
+    """What `find` looks for, as in "face"; empty: nothing, and every image is shown whole."""
 
-    def says(self, output: torch.Tensor) -> dict[str, float | str]:
-        """What the network says of one input, as columns of a table."""
+    def find(self, image: Image) -> list[Box]:
+        """Where an image has something to show to the network."""
+        return [whole(image)]
+
+    def crop(self, image: Image, box: Box, input_shape: tuple[int, int, int] | None) -> NDArray[np.uint8]:
+        """The network's raw input, uint8 (C, H, W), grey or RGB: what is in the box, at the size of the training data.
+
+        input_shape: (C, H, W) of the raw training images, if it is known.
+        """
+        if input_shape is None:
+            raise UserError(
+                "infer: neither the file nor its data set says the size of the network's inputs; give best_model.pth "
+                "or final_model.pth, which hold it"
+            )
+        from views.drawing import fitted
+
+        return fitted(image, box, input_shape)
+
+    def says(self, output: torch.Tensor, box: Box) -> dict[str, float | str]:
+        """What the network says of the input from this box, as columns of a table."""
         return {f"output_{number}": value for number, value in enumerate(output.flatten().tolist())}
 
     def headline(self, output: torch.Tensor) -> str:
         """The same in a few words."""
         return " ".join(f"{value:.4g}" for value in output.flatten().tolist()[:8])
 
-    def annotate(self, image: Image, box: Box, output: torch.Tensor) -> None:
-        """Draw what the network says into the image."""
-        raise UserError("infer: this task has no drawing yet; add one to VIEWS (views/select_view.py)")
+    def annotate(self, image: Image, found: Sequence[Finding]) -> Image:
+        """A picture of the image with what the network says of it; never drawn into the image itself."""
+        from views.drawing import draw_headlines, enlarged
+
+        picture, findings = enlarged(image, found)
+        draw_headlines(picture, [(each.box, self.headline(each.output)) for each in findings])
+        return picture

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from views.view_base import Card, Result, Sample, View
+from views.view_base import Box, Card, Result, Sample, View
 
 if TYPE_CHECKING:
     from utils.utils_visualise import Figure
@@ -110,7 +110,7 @@ class ClassificationView(View):
         others = [class_id for class_id in range(outputs.shape[1]) if class_id != predicted]
         return outputs[:, predicted] - outputs[:, others].logsumexp(dim=1)
 
-    def says(self, output: torch.Tensor) -> dict[str, float | str]:
+    def says(self, output: torch.Tensor, box: Box) -> dict[str, float | str]:  # noqa: ARG002
         """The likeliest class, its probability, and that of every class."""
         probabilities = dict(zip(self.class_names, output.softmax(dim=0).tolist(), strict=True))
         label = max(probabilities, key=probabilities.__getitem__)
@@ -118,8 +118,8 @@ class ClassificationView(View):
 
     def headline(self, output: torch.Tensor) -> str:
         """As in "happy 0.823"."""
-        said = self.says(output)
-        return f"{said['class']} {said['probability']:.3f}"
+        probability, class_id = output.softmax(dim=0).max(dim=0)
+        return f"{self.class_names[int(class_id)]} {probability:.3f}"
 
 
 def _counts(result: Result) -> list[list[float]]:
