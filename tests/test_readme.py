@@ -14,6 +14,7 @@ import pytest
 
 import data.select_dataset
 import data.transforms
+import main_test
 import main_train
 import models.learning_rate
 import models.loss
@@ -64,6 +65,24 @@ def test_a_command_of_the_readme_is_understood(command: str, monkeypatch: pytest
         monkeypatch.setattr(sys, "argv", words[words.index(script) :])
         args = main_train.parse_arguments()
         parse(PROJECT / args.opt, args.set, main_train.TABLES)
+    else:
+        monkeypatch.setattr(sys, "argv", words[words.index(script) :])
+        main_test.parse_arguments()
+
+
+def test_what_stands_beside_another_trainers_flag_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = TEXT[TEXT.index("## Coming from elsewhere") : TEXT.index("## Coming from KAIR")]
+    here = [row.split(" | ", 1)[1] for row in re.findall(r"^\| (.* \| .*) \|$", section, re.MULTILINE)]
+    values = {"F": "x.csv", "N": "4", "X": "0.1", "D": "folder", "C": "x.csv"}
+    settings = re.findall(r"`--set ([\w.]+)=([A-Z])`", " ".join(here))
+    assert len(settings) == 8
+    opt = parse(PROJECT / "options" / "fer.json", [f"{key}={values[value]}" for key, value in settings])
+    assert (opt.train.total_epochs, opt.train.G_lossfn_args["label_smoothing"]) == (4, 0.1)
+    commands = re.findall(r"`(main_test\.py [^`]+)`", " ".join(here))
+    assert len(commands) >= 5
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", command.replace("--num_samples N", "--num_samples 3").split())
+        main_test.parse_arguments()
 
 
 def test_the_readme_shows_commands() -> None:

@@ -8,7 +8,7 @@ from utils.utils_error import UserError
 from views.view_base import Box, Image
 from views.view_classification import ClassificationView
 
-# FER2013's faces were cropped by such a detector: its boxes are 0.97 times as wide as 48x48 faces of FER2013 themselves,
+# FER2013's faces were cropped by such a detector: its boxes are 0.97 times as wide as FER2013's own 48x48 faces,
 # and 0.86 times as wide as the generated ones. A model of the latter names 95.6 % of those that are found right at a
 # factor of 1, 97 % at 1.05 to 1.2, and 95.5 % at 1.3.
 _WIDTH = 1.08  # of what the network sees, in widths of the cascade's box
