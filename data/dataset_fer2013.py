@@ -27,6 +27,7 @@ class Fer2013:
 
     class_names = EMOTIONS
     input_shape = (1, 48, 48)
+    final_split = "PrivateTest"
     view = "faces"
 
     def __init__(self, dataroot: str, split: Split) -> None:

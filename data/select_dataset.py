@@ -36,8 +36,8 @@ class Dataset(Protocol):
     """Index -> raw sample {"input", "target", "name"}; no randomness. Built from `dataroot` and its own arguments.
 
     `fingerprint` identifies the content. A data set that fits in memory also has `resident() -> {"input": (N, ...),
-    "target": (N, ...)}` and `name(i)`; one for classification has `class_names`. `view` names the entry of VIEWS that
-    shows it.
+    "target": (N, ...)}` and `name(i)`; one for classification has `class_names`. A `final_split` is refused by the
+    trainer and left to main_test. `view` names the entry of VIEWS that shows it.
     """
 
     fingerprint: str

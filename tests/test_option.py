@@ -22,6 +22,8 @@ MISSING = object()
 class Faces:
     """Faces in a file."""
 
+    final_split = "PrivateTest"
+
     def __init__(
         self, dataroot: str, split: Literal["Training", "PublicTest"] = "Training", size: int = 48
     ) -> None: ...
@@ -365,8 +367,15 @@ def test_rules_between_keys(values: dict[str, Any], line: str) -> None:
 def test_the_final_test_split_is_never_touched(where: str, split: object) -> None:
     options = with_values(**{f"datasets__{where}__split": split})
     with pytest.raises(UserError, match=r"--split PrivateTest") as caught:
-        validate(options)
+        validate(options, tables=TABLES)
     assert "must never influence training" in str(caught.value)
+
+
+def test_a_data_set_that_keeps_no_split_for_the_end_has_none_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(Faces, "final_split")
+    with pytest.raises(UserError) as caught:
+        validate(with_values(datasets__test__split="PrivateTest"), tables=TABLES)
+    assert "must never influence training" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

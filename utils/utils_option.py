@@ -170,17 +170,23 @@ def _dataset_mistakes(options: dict[str, Any], tables: Mapping[str, Table]) -> I
         if not isinstance(dataset, dict):
             continue
         for where, section in ((phase, dataset), (f"{phase}.fallback", _mapping(dataset, "fallback"))):
-            if "privatetest" in str(section.get("split", "")).lower():
+            if (final := _final_split(dataset, tables)) and final.lower() in str(section.get("split", "")).lower():
                 yield (
-                    f"datasets.{where}.split: PrivateTest is the final test split and must never influence training or "
+                    f"datasets.{where}.split: {final} is the final test split and must never influence training or "
                     "the choice of the best model; measure it once, at the end, with "
-                    "`python main_test.py verify <best_model.pth> --split PrivateTest`"
+                    f"`python main_test.py verify <best_model.pth> --split {final}`"
                 )
         if phase != "train" and train and _samples(dataset, tables) == _samples(train, tables):
             yield (
                 f"datasets.{phase}: the very samples of datasets.train; train and test must be disjoint: "
                 "give it another dataroot or split"
             )
+
+
+def _final_split(dataset: dict[str, Any], tables: Mapping[str, Table]) -> str:
+    """The split that a data set keeps for the end; "" if it names none."""
+    name, table = dataset.get("dataset_type"), tables.get("dataset")
+    return getattr(table[name], "final_split", "") if table and isinstance(name, str) and name in table else ""
 
 
 def _samples(dataset: dict[str, Any], tables: Mapping[str, Table]) -> dict[str, Any]:

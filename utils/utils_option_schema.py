@@ -82,11 +82,16 @@ def _choice(definitions: Schema, section: str, key: str, table: Table | None) ->
         for name in table
     ]
     if key not in schema["required"]:  # inherited: the arguments of any
-        merged: Schema = {}
-        for name in table:
-            merged |= _arguments(definitions, table, name).get("properties", {})
-        branches.append({"if": {"not": {"required": [key]}}, "then": {"properties": merged}})
+        each = [_arguments(definitions, table, name).get("properties", {}) for name in table]
+        inherited = {argument: _any_of([a[argument] for a in each if argument in a]) for a in each for argument in a}
+        branches.append({"if": {"not": {"required": [key]}}, "then": {"properties": inherited}})
     schema |= {"allOf": branches, "unevaluatedProperties": False}
+
+
+def _any_of(schemas: list[Schema]) -> Schema:
+    """What any of these allows; several names may mean different things by one argument."""
+    different = [schema for i, schema in enumerate(schemas) if schema not in schemas[:i]]
+    return different[0] if len(different) == 1 else {"anyOf": different}
 
 
 def _loss_arguments(definitions: Schema, table: Table | None) -> None:
