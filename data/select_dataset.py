@@ -13,6 +13,7 @@ import torch
 import torch.utils.data
 
 from data.dataset_fer2013 import Fer2013
+from data.dataset_freihand import FreiHand
 from data.synthetic_faces import write_synthetic_faces
 from data.train_stream import Indices, TrainStream
 from data.transforms import TRANSFORMS, Batch, Pipeline, Transform
@@ -26,7 +27,7 @@ from utils.utils_table import Table
 
 logger = logging.getLogger("longhaul")
 
-DATASETS = Table("data set", {"fer2013": Fer2013}, supplied={"dataroot"})
+DATASETS = Table("data set", {"fer2013": Fer2013, "freihand": FreiHand}, supplied={"dataroot"})
 SYNTHETIC_SOURCES = Table("synthetic source", {"synthetic_faces": write_synthetic_faces}, supplied={"folder"})
 
 DATA_TABLES = {"dataset": DATASETS, "fallback": SYNTHETIC_SOURCES, "transform": TRANSFORMS}
@@ -36,8 +37,8 @@ class Dataset(Protocol):
     """Index -> raw sample {"input", "target", "name"}; no randomness. Built from `dataroot` and its own arguments.
 
     `fingerprint` identifies the content. A data set that fits in memory also has `resident() -> {"input": (N, ...),
-    "target": (N, ...)}` and `name(i)`; one for classification has `class_names`. A `final_split` is refused by the
-    trainer and left to main_test. `view` names the entry of VIEWS that shows it.
+    "target": (N, ...)}` and `name(i)`; one for classification has `class_names`, one for poses `joint_names`. A
+    `final_split` is refused by the trainer and left to main_test. `view` names the entry of VIEWS that shows it.
     """
 
     fingerprint: str
@@ -265,6 +266,8 @@ def _fetch_streamed(source: DataSource, drawn: Iterable[Indices], dist: Dist) ->
                 key: value.to(dist.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
                 for key, value in batch.items()
             }
+    except UserError as error:  # a worker's comes with its traceback, as text
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].rstrip()) from None
     except (ConnectionError, EOFError) as error:  # a worker that was killed while it handed over a batch
         raise RuntimeError(f"datasets.{source.name}: a DataLoader worker exited unexpectedly ({error})") from error
 
