@@ -15,6 +15,7 @@ import torch.utils.data
 from data.dataset_fer2013 import Fer2013
 from data.dataset_freihand import FreiHand
 from data.synthetic_faces import write_synthetic_faces
+from data.synthetic_hands import write_synthetic_hands
 from data.train_stream import Indices, TrainStream
 from data.transforms import TRANSFORMS, Batch, Pipeline, Transform
 from utils.utils_dist import Dist
@@ -28,7 +29,11 @@ from utils.utils_table import Table
 logger = logging.getLogger("longhaul")
 
 DATASETS = Table("data set", {"fer2013": Fer2013, "freihand": FreiHand}, supplied={"dataroot"})
-SYNTHETIC_SOURCES = Table("synthetic source", {"synthetic_faces": write_synthetic_faces}, supplied={"folder"})
+SYNTHETIC_SOURCES = Table(
+    "synthetic source",
+    {"synthetic_faces": write_synthetic_faces, "synthetic_hands": write_synthetic_hands},
+    supplied={"folder"},
+)
 
 DATA_TABLES = {"dataset": DATASETS, "fallback": SYNTHETIC_SOURCES, "transform": TRANSFORMS}
 
