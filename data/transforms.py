@@ -37,28 +37,64 @@ class RandomAffine:
     """
 
     is_random = True
+    _name = "random_affine"
 
     def __init__(self, flip: float = 0.5, rotation: float = 0.0, scale: float = 0.0, shift: float = 0.0) -> None:
-        _check_range("random_affine.flip", flip, 0, 1)
-        _check_range("random_affine.rotation", rotation, 0, 180)
-        _check_range("random_affine.scale", scale, 0, 1)
-        _check_range("random_affine.shift", shift, 0, 1)
+        _check_range(f"{self._name}.flip", flip, 0, 1)
+        _check_range(f"{self._name}.rotation", rotation, 0, 180)
+        _check_range(f"{self._name}.scale", scale, 0, 1)
+        _check_range(f"{self._name}.shift", shift, 0, 1)
         self.flip, self.rotation, self.scale, self.shift = flip, math.radians(rotation), math.log1p(scale), shift
 
     def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
         images = batch["input"]
-        draws = uniform(seed, "affine", positions, 5)
-        angle, zoom, shift_x, shift_y = (2 * draws[:, 1:] - 1).T
-        mirror = np.where(draws[:, 0] < self.flip, -1, 1)
-        zoom = np.exp(-zoom * self.scale)
-        cos, sin = zoom * np.cos(angle * self.rotation), zoom * np.sin(angle * self.rotation)
+        mirror, angle, zoom, shift_x, shift_y = self._draw(positions, seed)
+        cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
         # The grid spans [-1, 1], twice the fraction of the image.
-        shift_x, shift_y = 2 * self.shift * shift_x, 2 * self.shift * shift_y
+        shift_x, shift_y = 2 * shift_x, 2 * shift_y
         aspect = images.shape[-1] / images.shape[-2]
         matrix = np.stack([cos * mirror, -sin / aspect, shift_x, sin * aspect * mirror, cos, shift_y])
         grid = _affine_grid(_to(matrix, images.device), images.shape[-2], images.shape[-1])
         moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         return {**batch, "input": moved}
+
+    def _draw(self, positions: Positions, seed: int) -> tuple[npt.NDArray[Any], ...]:
+        """(B,) each: 1 or -1 for a flip, radians, zoom, and the shifts as fractions, from the result to the source."""
+        draws = uniform(seed, "affine", positions, 5)
+        angle, zoom, shift_x, shift_y = (2 * draws[:, 1:] - 1).T
+        mirror = np.where(draws[:, 0] < self.flip, -1, 1)
+        return mirror, angle * self.rotation, np.exp(-zoom * self.scale), self.shift * shift_x, self.shift * shift_y
+
+
+class RandomAffineJoints(RandomAffine):
+    """random_affine for targets that are joints (B, J, 3), relative to one of them: they turn with the image.
+
+    Rotation is exact for a pinhole camera: about any point of the image, it is the camera turned about its optical
+    axis, with another principal point. Scale and shift are another camera, so joints in mm stay as they are. A flip
+    makes a left hand of a right one.
+    """
+
+    _name = "random_affine_joints"
+
+    def __init__(self, flip: float = 0.0, rotation: float = 0.0, scale: float = 0.0, shift: float = 0.0) -> None:
+        super().__init__(flip, rotation, scale, shift)
+
+    def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
+        joints = batch["target"]
+        if joints.ndim != 3 or joints.shape[-1] != 3 or not joints.is_floating_point():
+            raise UserError(
+                f"random_affine_joints: targets must be joints (B, J, 3), and these are {tuple(joints.shape)} "
+                f"{joints.dtype}; random_affine changes images alone"
+            )
+        mirror, angle, *_ = self._draw(positions, seed)
+        # _draw leads from a place in the result to its source; joints go the other way.
+        turn = np.stack([mirror * np.cos(angle), mirror * np.sin(angle), -np.sin(angle), np.cos(angle)])
+        a, b, c, d = _to(turn, joints.device)[:, :, None]
+        x, y, z = joints.unbind(-1)
+        return {
+            **super().__call__(batch, positions, seed),
+            "target": torch.stack([a * x + b * y, c * x + d * y, z], -1),
+        }
 
 
 class BrightnessContrast:
@@ -78,6 +114,33 @@ class BrightnessContrast:
         offset = _per_image(draws[:, 1] * self.brightness, images)
         mean = images.mean(dim=(1, 2, 3), keepdim=True)
         return {**batch, "input": torch.clamp((images - mean) * gain + (mean + offset), 0, 1)}
+
+
+class ColourJitter:
+    """Tint and saturate RGB images, as other lamps and cameras do.
+
+    gain: each channel is multiplied by up to x or / (1 + gain). saturation: the distance of each pixel from its grey
+    by up to x or / (1 + saturation).
+    """
+
+    is_random = True
+
+    def __init__(self, gain: float = 0.1, saturation: float = 0.2) -> None:
+        _check_range("colour_jitter.gain", gain, 0, 10)
+        _check_range("colour_jitter.saturation", saturation, 0, 10)
+        self.gain, self.saturation = math.log1p(gain), math.log1p(saturation)
+
+    def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
+        images = batch["input"]
+        if images.shape[1] != 3:
+            raise UserError(f"colour_jitter: images must have 3 channels (RGB), and these have {images.shape[1]}")
+        draws = 2 * uniform(seed, "colour_jitter", positions, 4) - 1
+        gain = _to(np.exp(draws[:, :3] * self.gain), images.device)[:, :, None, None]
+        factor = _per_image(np.exp(draws[:, 3] * self.saturation), images)
+        tinted = images * gain
+        red, green, blue = tinted.split(1, dim=1)
+        grey = 0.299 * red + 0.587 * green + 0.114 * blue  # luma of ITU-R BT.601
+        return {**batch, "input": torch.clamp(grey + (tinted - grey) * factor, 0, 1)}
 
 
 class RandomErasing:
@@ -172,7 +235,9 @@ TRANSFORMS = Table(
     "transform",
     {
         "random_affine": RandomAffine,
+        "random_affine_joints": RandomAffineJoints,
         "brightness_contrast": BrightnessContrast,
+        "colour_jitter": ColourJitter,
         "random_erasing": RandomErasing,
         "mixup": Mixup,
         "normalize": Normalize,

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,10 +15,12 @@ from data.transforms import (
     TRANSFORMS,
     Batch,
     BrightnessContrast,
+    ColourJitter,
     Mixup,
     Normalize,
     Pipeline,
     RandomAffine,
+    RandomAffineJoints,
     RandomErasing,
     Transform,
 )
@@ -26,7 +29,9 @@ from utils.utils_error import UserError
 SEED = 11
 RANDOM: dict[str, Any] = {
     "affine": RandomAffine(0.5, 20, 0.2, 0.1),
+    "joints": RandomAffineJoints(0.5, 20, 0.2, 0.1),
     "brightness": BrightnessContrast(0.2, 0.4),
+    "colour": ColourJitter(0.2, 0.4),
     "erasing": RandomErasing(0.7),
     "mixup": Mixup(0.4, 7),
 }
@@ -41,8 +46,20 @@ def batch_of(inputs: torch.Tensor) -> Batch:
     return {"input": inputs, "target": torch.arange(len(inputs)) % 7, "name": [str(i) for i in range(len(inputs))]}
 
 
+def joints_batch(inputs: torch.Tensor) -> Batch:
+    rng = np.random.default_rng(1)
+    return {**batch_of(inputs), "target": torch.from_numpy(rng.normal(0, 60, (len(inputs), 21, 3))).float()}
+
+
+def batch_for(name: str, inputs: torch.Tensor) -> Batch:
+    """What the transform `name` of RANDOM takes."""
+    inputs = inputs.expand(-1, 3, -1, -1).contiguous() if name == "colour" else inputs
+    return joints_batch(inputs) if name == "joints" else batch_of(inputs)
+
+
 def apply(transform: Transform, inputs: torch.Tensor, first: int = 0, seed: int = SEED) -> Batch:
-    return transform(batch_of(inputs), np.arange(first, first + len(inputs)), seed)
+    name = next((name for name, each in RANDOM.items() if type(each) is type(transform)), "")
+    return transform(batch_for(name, inputs), np.arange(first, first + len(inputs)), seed)
 
 
 def same_image(count: int, **form: int) -> torch.Tensor:
@@ -66,7 +83,7 @@ def forced_draws(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.parametrize(("channels", "size"), [(1, 12), (1, 48), (3, 160)])
 def test_a_sample_gets_the_same_bits_in_any_batch(name: str, channels: int, size: int) -> None:
     count, step = (12, 2) if size < 100 else (4, 2)
-    whole = batch_of(images(count, channels, size, size))
+    whole = batch_for(name, images(count, channels, size, size))
     positions = np.arange(100, 100 + count)
     together = RANDOM[name](whole, positions, SEED)
     sizes = [2, count] if name == "mixup" else [1, 2, 3, count]
@@ -100,7 +117,7 @@ def test_ranks_together_see_what_one_rank_sees(name: str, world_size: int) -> No
     assert torch.equal(torch.cat(parts), apply(RANDOM[name], inputs, 24)["input"])
 
 
-@pytest.mark.parametrize("name", ["affine", "brightness", "erasing"])
+@pytest.mark.parametrize("name", ["affine", "joints", "brightness", "colour", "erasing"])
 def test_positions_and_seeds_give_different_results(name: str) -> None:
     transform: Any = {**RANDOM, "erasing": RandomErasing(1.0)}[name]
     inputs = same_image(64)
@@ -120,11 +137,11 @@ def test_mixup_weights_differ_between_positions_and_seeds() -> None:
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_the_given_batch_is_not_changed(name: str) -> None:
-    given = batch_of(images(8))
-    before = given["input"].clone()
+    given = batch_for(name, images(8))
+    before = {key: given[key].clone() for key in ("input", "target")}
     RANDOM[name](given, np.arange(8), SEED)
-    assert torch.equal(given["input"], before)
-    assert not given["target"].is_floating_point()
+    for key, value in before.items():
+        assert torch.equal(given[key], value)
     assert "name" in RANDOM[name](given, np.arange(8), SEED)
 
 
@@ -237,6 +254,153 @@ def test_rotation_and_scale_stay_within_their_bounds() -> None:
     assert 1 / 1.251 <= zoom.min() < 0.82
     assert 1.22 < zoom.max() <= 1.251
     assert abs(np.log(zoom).mean()) < 0.02, "zooming in and out are not balanced"
+
+
+# Affine with joints.
+
+FOCAL, SIDE = 130.0, 96
+
+
+def project(joints_mm: NDArray[np.float64], centre: tuple[float, float]) -> NDArray[np.float64]:
+    """Pixels (B, J, 2) of joints in camera coordinates; (0, 0) is the middle of the first pixel."""
+    return FOCAL * joints_mm[..., :2] / joints_mm[..., 2:] + centre - 0.5
+
+
+def blobs(pixels: NDArray[np.float64]) -> torch.Tensor:
+    """(B, J, 96, 96): a Gaussian spot at each pixel (B, J, 2), in a channel of its own."""
+    grid = np.arange(SIDE)
+    across = np.exp(-((grid - pixels[..., :1]) ** 2) / 18)
+    down = np.exp(-((grid - pixels[..., 1:]) ** 2) / 18)
+    return torch.from_numpy(down[..., :, None] * across[..., None, :]).float()
+
+
+def spots(images: torch.Tensor) -> NDArray[np.float64]:
+    """Where the spots are: the centres of mass, (B, J, 2)."""
+    weight = images.double().numpy() ** 2
+    grid, total = np.arange(SIDE), weight.sum(axis=(2, 3))
+    return np.stack([(weight.sum(axis=2) * grid).sum(-1) / total, (weight.sum(axis=3) * grid).sum(-1) / total], -1)
+
+
+def camera_of(spot: NDArray[np.float64], joints_mm: NDArray[np.float64], root_z: NDArray[np.float64]) -> float:
+    """How far, in pixels, the best pinhole camera with a known depth of the root shows joints from the spots.
+
+    Its focal length, its principal point and the root's place are free: what zoom and shift may change.
+    """
+    worst = 0.0
+    for pixels, joints, depth in zip(spot, joints_mm, root_z, strict=True):
+        z = joints[:, 2] + depth
+        zero, one = np.zeros_like(z), np.ones_like(z)
+        # u = f x / z + f x0 / z + cx, and the same for v: linear in f, f x0, f y0, cx and cy.
+        across = np.stack([joints[:, 0] / z, 1 / z, zero, one, zero], 1)
+        down = np.stack([joints[:, 1] / z, zero, 1 / z, zero, one], 1)
+        system, right = np.concatenate([across, down]), np.concatenate([pixels[:, 0], pixels[:, 1]])
+        found = np.linalg.lstsq(system, right, rcond=None)[0]
+        worst = max(worst, float(np.abs(system @ found - right).max()), FOCAL / 3 - found[0])
+    return worst
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"rotation": 60}, {"rotation": 40, "scale": 0.3, "shift": 0.08}, {"flip": 0.5, "rotation": 40}]
+)
+@pytest.mark.parametrize("centre", [(48.0, 48.0), (55.0, 43.0)])
+def test_turned_joints_are_seen_where_the_turned_image_shows_them(
+    arguments: dict[str, float], centre: tuple[float, float]
+) -> None:
+    """Spots at the joints that a known camera sees; image and joints are transformed, and some camera sees both.
+
+    The hand is large and near, so that perspective matters. Joints that do not turn, or the wrong way, do not fit.
+    """
+    rng = np.random.default_rng(2)
+    joints = rng.uniform(-60, 60, (12, 5, 3)) + (8, -5, 400)
+    root = joints[:, :1]
+    batch = {"input": blobs(project(joints, centre)), "target": torch.from_numpy(joints - root).float(), "name": []}
+    moved = RandomAffineJoints(**arguments)(batch, np.arange(12), SEED)
+    target, depth = moved["target"].double().numpy(), root[:, 0, 2]
+    assert np.allclose(target[:, 0], 0)
+    assert camera_of(spots(moved["input"]), target, depth) < 0.15
+    for turns, x in ((0, 1), (2, 1), (0, -1)):  # left as they were, the wrong way, mirrored
+        wrong = (joints - root if turns == 0 else 2 * (joints - root) - target) * (x, 1, 1)
+        assert camera_of(spots(moved["input"]), wrong, depth) > 2, "the comparison would not notice"
+
+
+def test_joints_turn_as_the_image_and_do_not_grow(forced_draws: list[float]) -> None:
+    """A quarter turn sends a joint on the right up or down with the pixel that shows it; mm stay mm."""
+    image, joints = torch.zeros(1, 1, 9, 9), torch.tensor([[[0.0, 0.0, 0.0], [30.0, 0.0, 7.0]]])
+    image[0, 0, 4, 7] = 1  # to the right of the centre
+    for draw in (0.0, 1.0):
+        forced_draws[:] = [0.9, draw, 0.9, 0.5, 0.5]
+        batch = {"input": image, "target": joints, "name": []}
+        moved = RandomAffineJoints(rotation=90, scale=0.01)(batch, np.arange(1), SEED)
+        row = int(moved["input"][0, 0, :, 4].argmax())
+        assert row in (1, 7)
+        expected = torch.tensor([0.0, -30.0 if row == 1 else 30.0, 7.0])
+        assert torch.allclose(moved["target"][0, 1], expected, atol=1e-4)
+
+
+def test_certain_flip_mirrors_joints() -> None:
+    batch = joints_batch(images(4))
+    moved = RandomAffineJoints(flip=1)(batch, np.arange(4), SEED)
+    assert torch.equal(moved["target"], batch["target"] * torch.tensor([-1.0, 1.0, 1.0]))
+    assert torch.allclose(moved["input"], batch["input"].flip(-1), atol=2e-6)
+
+
+def test_joints_leave_the_image_to_random_affine() -> None:
+    inputs = images(12, 3)
+    arguments = {"flip": 0.5, "rotation": 30, "scale": 0.2, "shift": 0.1}
+    moved = RandomAffineJoints(**arguments)(joints_batch(inputs), np.arange(12), SEED)["input"]
+    assert torch.equal(moved, apply(RandomAffine(**arguments), inputs)["input"])
+
+
+def test_joints_are_not_flipped_unless_asked() -> None:
+    batch = joints_batch(images(64))
+    assert torch.equal(RandomAffineJoints()(batch, np.arange(64), SEED)["target"], batch["target"])
+
+
+def test_targets_that_are_no_joints_are_refused() -> None:
+    for target in (torch.arange(4), torch.zeros(4, 21, 2), torch.zeros(4, 21, 3, dtype=torch.int64)):
+        with pytest.raises(UserError, match=r"random_affine_joints: targets must be joints \(B, J, 3\)"):
+            RandomAffineJoints()({**batch_of(images(4)), "target": target}, np.arange(4), SEED)
+
+
+# Colour.
+
+
+def test_no_colour_jitter_is_the_identity() -> None:
+    inputs = images(5, 3)
+    assert torch.allclose(apply(ColourJitter(0, 0), inputs)["input"], inputs, atol=1e-6)
+
+
+def test_gains_of_grey_images_are_those_of_the_channels() -> None:
+    """Three independent gains within their bounds, balanced between more and less."""
+    inputs = torch.full((2000, 3, 2, 2), 0.4)
+    gains = (apply(ColourJitter(gain=0.5, saturation=0), inputs)["input"] / 0.4).mean(dim=(2, 3)).double().numpy()
+    for channel in gains.T:
+        assert stats.kstest(np.log(channel), "uniform", args=(-math.log(1.5), 2 * math.log(1.5))).pvalue > 1e-3
+    assert np.abs(np.corrcoef(gains.T) - np.eye(3)).max() < 0.1
+
+
+def test_saturation_keeps_the_luma_and_stretches_colours() -> None:
+    """Luma by OpenCV; grey stays grey."""
+    inputs = same_image(500, channels=3) * 0.2 + 0.4
+    changed = apply(ColourJitter(gain=0, saturation=0.5), inputs)["input"]
+    luma = [cv2.cvtColor(each[0].permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for each in (inputs, changed)]
+    assert np.allclose(luma[0], luma[1], atol=1e-4)
+    spread = [(each - each.mean(dim=1, keepdim=True)).abs().mean(dim=(1, 2, 3)) for each in (changed, inputs)]
+    factors = (spread[0] / spread[1]).double().numpy()
+    assert stats.kstest(np.log(factors), "uniform", args=(-math.log(1.5), 2 * math.log(1.5))).pvalue > 1e-3
+    grey = torch.full((8, 3, 4, 4), 0.3)
+    assert torch.allclose(apply(ColourJitter(0, 0.5), grey)["input"], grey, atol=1e-6)
+
+
+def test_colours_stay_within_the_range_of_images() -> None:
+    changed = apply(ColourJitter(3, 3), images(100, 3))["input"]
+    assert changed.min() == 0
+    assert changed.max() == 1
+
+
+def test_colour_jitter_of_grey_images_is_refused() -> None:
+    with pytest.raises(UserError, match="colour_jitter: images must have 3 channels"):
+        ColourJitter()(batch_of(images(4)), np.arange(4), SEED)
 
 
 # Brightness and contrast.
@@ -428,6 +592,9 @@ def test_mixup_of_ids_without_class_names_is_refused() -> None:
         ("random_affine", {"shift": 2}, "random_affine.shift: 2"),
         ("brightness_contrast", {"brightness": 1.1}, "brightness_contrast.brightness: 1.1"),
         ("brightness_contrast", {"contrast": -0.5}, "brightness_contrast.contrast: -0.5"),
+        ("random_affine_joints", {"rotation": 181}, "random_affine_joints.rotation: 181"),
+        ("colour_jitter", {"gain": -0.5}, "colour_jitter.gain: -0.5"),
+        ("colour_jitter", {"saturation": 11}, "colour_jitter.saturation: 11"),
         ("random_erasing", {"probability": 2}, "random_erasing.probability: 2"),
         ("random_erasing", {"area": [0.3, 0.1]}, "random_erasing.area[0]: 0.3"),
         ("random_erasing", {"area": [0.3, 1.1]}, "random_erasing.area[1]: 1.1"),
