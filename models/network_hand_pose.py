@@ -16,11 +16,11 @@ class HandPoseNet(nn.Module):
 
     Each joint's heatmap is a softmax over the pixels of a feature map; its expectations are where the joint is in the
     image (integral regression, Sun et al., ECCV 2018) and what the image looks like there. How many millimetres that
-    means depends on the camera and the crop, so two linear layers say it from all joints and the whole image.
+    means depends on the camera and the crop, so a linear layer says it from all joints and the whole image.
 
     size: height and width of the input in pixels. widths: channels after the stem and after each stage; each of them
     halves the image. depths: residual blocks in each stage. heat_width: channels of the map under the heatmaps, which
-    is twice as fine as the last stage. hidden: units of the hidden layer; dropout: probability after it.
+    is twice as fine as the last stage. dropout: probability before the linear layer.
     The output is float32, also under autocast: bf16 would round 100 mm by half a millimetre.
     """
 
@@ -31,7 +31,6 @@ class HandPoseNet(nn.Module):
         widths: Sequence[int] = (32, 64, 128, 256),
         depths: Sequence[int] = (1, 2, 1),
         heat_width: int = 128,
-        hidden: int = 256,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -48,10 +47,8 @@ class HandPoseNet(nn.Module):
         self.coarse = _projection(widths[-1], heat_width)
         self.heatmaps = nn.Conv2d(heat_width, num_joints, 1)
         self.appearance = nn.Conv2d(heat_width, NUM_LOOKS, 1)
-        self.head = nn.Sequential(
-            nn.Linear(num_joints * (2 + NUM_LOOKS) + widths[-1], hidden), nn.ReLU(inplace=True), nn.Dropout(dropout),
-            nn.Linear(hidden, num_joints * 3),
-        )  # fmt: skip
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(num_joints * (2 + NUM_LOOKS) + widths[-1], num_joints * 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[1:] != (3, self.size, self.size):
@@ -67,7 +64,7 @@ class HandPoseNet(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             of_joints = soft_argmax(heat.float(), looks.float()).flatten(1)
             whole = maps[-1].float().mean(dim=(2, 3))
-            joints = self.head(torch.cat([of_joints, whole], dim=1)).unflatten(1, (self.num_joints, 3))
+            joints = self.head(self.dropout(torch.cat([of_joints, whole], dim=1))).unflatten(1, (self.num_joints, 3))
             return MM_PER_UNIT * (joints - joints[:, :1])
 
 

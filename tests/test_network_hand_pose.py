@@ -12,7 +12,7 @@ from models.select_network import define_G
 from utils.utils_option import NetOptions
 from utils.utils_pose import mpjpe_mm
 
-SMALL = {"size": 32, "num_joints": 5, "widths": [8, 16, 16], "depths": [1, 1], "heat_width": 16, "hidden": 32}
+SMALL = {"size": 32, "num_joints": 5, "widths": [8, 16, 16], "depths": [1, 1], "heat_width": 16}
 
 
 def built(**arguments: Any) -> nn.Module:

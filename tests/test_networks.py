@@ -15,7 +15,7 @@ from utils.utils_option import NetOptions, parse
 SMALL: dict[str, dict[str, Any]] = {
     "fer_resnet": {"widths": [4, 8, 8], "depths": [1, 2, 1]},
     "fer_vgg": {"widths": [4, 8], "hidden": 16},
-    "hand_pose_net": {"size": 32, "widths": [4, 8, 8], "depths": [1, 2], "heat_width": 8, "hidden": 16},
+    "hand_pose_net": {"size": 32, "widths": [4, 8, 8], "depths": [1, 2], "heat_width": 8},
 }
 CLASSIFIERS = [name for name in SMALL if name.startswith("fer_")]
 
