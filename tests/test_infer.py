@@ -155,7 +155,7 @@ def overlap(first: list[int], second: list[int]) -> float:
     return shared / (first[2] * first[3] + second[2] * second[3] - shared)
 
 
-def test_a_photographed_face_is_found_in_any_size_and_as_its_exif_turns_it() -> None:
+def test_a_photographed_face_is_found_in_any_size() -> None:
     photo = cv2.imread(matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
     for scale in (0.3, 1.0, 6.0):
         (box,) = FaceView(CLASSES).find(cv2.resize(photo, None, fx=scale, fy=scale))
@@ -237,6 +237,20 @@ def test_nothing_to_read_is_1(infer: Command, capsys: pytest.CaptureFixture[str]
     Path("nothing").mkdir()
     assert infer("nothing") == 1
     assert "nothing: the folder holds no image and no video (.jpg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model", ["best_model.pth", "final_model.pth", "60_G.pth", "60_E.pth", ""])
+def test_any_kind_of_model_draws_into_the_images_of_its_experiment(
+    trained: Path, command: Command, tmp_path: Path, model: str
+) -> None:
+    crop = save(str(tmp_path / "a.png"), noise(0))
+    copy = trained.parent / "images" / "infer" / "a.png"
+    copy.unlink(missing_ok=True)
+    assert command("infer", trained / model if model else trained.parent, "--input", crop, "--no_detect") == 0
+    assert copy.is_file()
+    copy.unlink()
+    assert command("infer", trained / "best_model.pth", "--input", crop, "--no_detect", "--no_draw") == 0
+    assert not copy.exists()
 
 
 @pytest.mark.parametrize("arguments", [("in", "--output", "in"), ("in/a.png", "--csv", "in/a.png")])
