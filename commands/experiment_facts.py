@@ -30,7 +30,7 @@ class ExperimentFacts:
     """What the template shows; texts are ready to be read, `problems` say what is missing or wrong.
 
     headline: the best metric. options: every leaf by its dotted key. results: the numbers that a comparison lists.
-    rows: a line for each class or joint. samples: by kind and row. commands: to reproduce and to verify. The first row
+    rows: a line for each class or joint. samples: by title and row. commands: to reproduce and to verify. The first row
     of a table is its heading.
     """
 
@@ -138,7 +138,7 @@ def _measure(facts: ExperimentFacts, trained: TrainedModel, num_samples: int) ->
                 kind: outputs.choose(view, measured.source.dataset, num_samples, kind == "wrong")
                 for kind in ("right", "wrong")
             }
-            facts.samples = {kind: _cards(view, rows) for kind, rows in chosen.items()}
+            facts.samples = {view.sample_titles[kind]: _cards(view, rows) for kind, rows in chosen.items()}
             first = [samples[0] for samples in chosen["right"].values() if samples]
             facts.attention = _attention(view, trained, first, dist)
     return measured.result

@@ -45,6 +45,7 @@ class FreiHand:
 
     joint_names = JOINT_NAMES
     final_split = "evaluation"
+    view = "hand_pose"
 
     def __init__(
         self,

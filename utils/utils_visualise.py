@@ -122,6 +122,40 @@ def _draw_classified(image_axes: Any, bar_axes: Any, cell: "Classified", class_n
         bar_axes.spines[side].set_visible(False)
 
 
+def skeletons_figure(
+    rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str, NDArray[np.float64], NDArray[np.float64]]]],
+    bones: Sequence[tuple[int, int]], colours: Sequence[str], title: str,
+) -> "Figure":  # fmt: skip
+    """Rows of images, uint8 (3, H, W), each beside its predicted and its true joints (J, 3) in mm; the true are dashed.
+
+    bones: pairs of joints, as many to each of `colours`. Joints are in camera coordinates: x right, y down, z away.
+    """
+    from matplotlib.figure import Figure
+
+    num_columns = max(1, *(len(row) for row in rows.values()))
+    figure = Figure(figsize=(4.6 * num_columns, 2.5 * len(rows) + 0.5), dpi=110, layout="constrained")
+    figure.suptitle(f"{title}: predicted coloured, true dashed; mm", fontsize=11)
+    grid = figure.add_gridspec(len(rows), 2 * num_columns)
+    per_colour = len(bones) // len(colours)
+    for i, (name, row) in enumerate(rows.items()):
+        for j, (image, heading, output, target) in enumerate(row):
+            flat = figure.add_subplot(grid[i, 2 * j])
+            flat.imshow(np.moveaxis(image, 0, -1))
+            flat.axis("off")
+            flat.set_title(f"{name}\n{heading}", fontsize=8)
+            axes: Any = figure.add_subplot(grid[i, 2 * j + 1], projection="3d")
+            for joints, dash in ((target, "--"), (output, "-")):
+                for number, bone in enumerate(bones):
+                    x, y, z = joints[list(bone)].T
+                    axes.plot(x, z, -y, dash, color=colours[number // per_colour], linewidth=1.6)
+            axes.set_box_aspect((1, 1, 1))
+            for axis, label in zip((axes.xaxis, axes.yaxis, axes.zaxis), ("right", "away", "up"), strict=True):
+                axis.set_label_text(label, fontsize=7)
+                axis.set_tick_params(labelsize=6, pad=-2)
+                axis.labelpad = -6
+    return figure
+
+
 def curve_panels(history: History, class_names: Sequence[str]) -> list[Panel]:
     """What there is to draw of a run: losses, every metric of the tests, then rate, speed and the like."""
     tests = {split: columns for split, columns in history.series.items() if split.startswith("test")}

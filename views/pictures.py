@@ -26,7 +26,7 @@ def write_samples(view: View, chosen: Mapping[str, Sequence[Sample]], wrong: boo
             written.append(folder / row / f"{kind}_{number}_{_file_name(sample.name)}.png")
             save_figure(view.samples_figure({row: [sample]}, row), written[-1])
     written.append(folder / f"{kind}.png")
-    save_figure(view.samples_figure(chosen, _title(kind)), written[-1])
+    save_figure(view.samples_figure(chosen, view.sample_titles[kind]), written[-1])
     return written
 
 
@@ -74,7 +74,7 @@ class BestModelPictures:
             save_figure(figure, self._images / f"best_{name}.png")
         for kind in ("right", "wrong") if self._view.has_samples else ():
             chosen = outputs.choose(self._view, self._dataset, _NUM_SAMPLES, kind == "wrong")
-            figure = self._view.samples_figure(chosen, f"{_title(kind)}, {title}")
+            figure = self._view.samples_figure(chosen, f"{self._view.sample_titles[kind]}, {title}")
             save_figure(figure, self._images / f"best_{kind}.png")
         self._draw_curves(current_iter)
 
@@ -84,10 +84,6 @@ class BestModelPictures:
         if panels:
             figure = curves_figure(panels, history.folder.name, history.interruptions, best_iter)
             save_figure(figure, self._images / "curves.png")
-
-
-def _title(kind: str) -> str:
-    return f"The most certain {kind} predictions"
 
 
 def _file_name(name: str) -> str:

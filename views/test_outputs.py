@@ -41,4 +41,5 @@ class TestOutputs:
 
     def _sample(self, number: int, dataset: RawSamples, outputs: torch.Tensor, targets: torch.Tensor) -> Sample:
         raw = dataset[self._index[number]]
-        return Sample(raw["name"], np.asarray(raw["input"], dtype=np.uint8), targets[number], outputs[number])
+        camera = getattr(dataset, "camera", lambda _: None)(self._index[number])
+        return Sample(raw["name"], np.asarray(raw["input"], dtype=np.uint8), targets[number], outputs[number], camera)

@@ -4,7 +4,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +23,16 @@ Image = NDArray[np.uint8]
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One sample of a test: its name, its raw image, uint8 (C, H, W), its target, and what the network says."""
+    """One sample of a test: its name, its raw image, uint8 (C, H, W), its target, and what the network says.
+
+    camera: intrinsics (3, 3) and the root joint (3,) in mm, which turn joints into pixels of the image, if known.
+    """
 
     name: str
     image: NDArray[np.uint8]
     target: torch.Tensor
     output: torch.Tensor
+    camera: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +75,13 @@ class View:
     """What `verify` measures besides the metrics of the options."""
     has_samples = False
     """Whether it can choose and draw samples."""
+    sample_titles: ClassVar[Mapping[str, str]] = {
+        "right": "The most certain right predictions",
+        "wrong": "The most certain wrong predictions",
+    }
 
-    def __init__(self, class_names: Sequence[str] = ()) -> None:
-        self.class_names = tuple(class_names)
+    def __init__(self, class_names: Sequence[str] = (), joint_names: Sequence[str] = ()) -> None:
+        self.class_names, self.joint_names = tuple(class_names), tuple(joint_names)
 
     # verify
 
