@@ -19,8 +19,8 @@ from data.select_dataset import (
 from data.train_stream import TrainStream
 from models.evaluate import evaluate
 from models.learning_rate import learning_rate
-from models.model_plain import enabled_parts
-from models.portable_model import pack_model
+from models.model_plain import NonFiniteLossError, enabled_parts
+from models.portable_model import pack_model, train_record
 from models.select_model import define_model
 from models.select_network import check_num_classes
 from utils.utils_dist import Dist, leave_process_group
@@ -28,7 +28,7 @@ from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
 from utils.utils_image import image_grid
 from utils.utils_logger import print_block
-from utils.utils_metrics import MetricValue, check_best_metric
+from utils.utils_metrics import MetricValue, check_best_metric, spoken, with_unit
 from utils.utils_option import Options, with_total_iter
 from utils.utils_progress import Progress
 from utils.utils_resume import resume_guarantee
@@ -103,6 +103,7 @@ class Trainer:
             self.model.prepare(first[1])
         self.model.load(self._resume)
         self.model.num_skipped_in_a_row = self.progress.num_skipped_in_a_row
+        self.model.loss_sum, self.model.num_losses = self.progress.loss_sum, self.progress.num_losses
         self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
         self._experiment.save_options()
@@ -127,6 +128,7 @@ class Trainer:
 
     def test(self, current_iter: int) -> None:
         """Test on every test data set; "test" moves the progress and may give a new best model."""
+        self.model.check_finite(current_iter)
         for name, loader in self._test_loaders.items():
             start = time.perf_counter()
             classes = self._sources[name].class_names
@@ -142,7 +144,7 @@ class Trainer:
             seconds = time.perf_counter() - start
             self._experiment.log.test(name, current_iter, epoch, lr, result, classes, seconds)
             if name == "test":
-                is_best = self._judge(current_iter, result)
+                is_best = self._judge(current_iter, result, self.model.take_train_loss(current_iter))
                 if self._pictures and outputs:
                     title = f"iteration {current_iter:,}, epoch {epoch}"
                     self._pictures.tested(current_iter, title, result, outputs, is_best)
@@ -153,7 +155,10 @@ class Trainer:
             return
         self._saved_iter = current_iter
         reason = "final" if current_iter == self.total_iter and reason == "periodic" else reason
-        progress = dataclasses.replace(self.progress, num_skipped_in_a_row=self.model.num_skipped_in_a_row)
+        progress = dataclasses.replace(
+            self.progress, num_skipped_in_a_row=self.model.num_skipped_in_a_row, loss_sum=self.model.loss_sum,
+            num_losses=self.model.num_losses,
+        )  # fmt: skip
         self._experiment.save_set(
             current_iter, self.stream.epoch(current_iter), reason, progress, self.model.state(),
             self._stream_record, self._machine_record,
@@ -190,6 +195,10 @@ class Trainer:
             return None  # none yet, or not ours
 
     def _finish_interrupted(self, current_iter: int) -> int:
+        try:
+            self.model.check_finite(current_iter)  # the set needs the losses of all ranks, which stopped here together
+        except (RuntimeError, NonFiniteLossError) as error:
+            logger.warning("The mean training loss of the next test will miss some iterations: %s", error)
         # The peers may be gone any moment: from here on rank 0 needs nobody.
         leave_process_group()
         self.save(current_iter, "interrupt")
@@ -213,9 +222,13 @@ class Trainer:
         )  # fmt: skip
         return 128 + number if is_signal and not self._experiment.save_failed else 1
 
-    def _judge(self, current_iter: int, result: dict[str, MetricValue]) -> bool:
-        """Move the progress by a test on "test", and save the model if it is the best so far; returns whether it is."""
+    def _judge(self, current_iter: int, result: dict[str, MetricValue], train_loss: float | None) -> bool:
+        """Move the progress by a test on "test", and save the model if it is the best so far; returns whether it is.
+
+        train_loss: the mean since the test before.
+        """
         self._result = result
+        self._log_test(current_iter, result, train_loss)
         name = self.opt.val.best_metric
         if name is None or current_iter <= self.progress.last_test_iter:
             return False
@@ -224,9 +237,22 @@ class Trainer:
         self.progress = self.progress.after_test(current_iter, value, self.opt.val.best_mode)
         if not self.progress.is_best(current_iter):
             return False
-        logger.info("Best model so far: %s %.4f at iteration %s.", name, value, f"{current_iter:,}")
-        self._experiment.save_model("best_model.pth", self._pack_model(current_iter))
+        path = self._experiment.models / "best_model.pth"
+        logger.info("  Saved best model (%s=%s) to %s", name, with_unit(name, value), path)
+        beside = train_record(self.model, result, train_loss)
+        self._experiment.save_model(path.name, {**self._pack_model(current_iter), **beside})
         return True
+
+    def _log_test(self, current_iter: int, result: Mapping[str, MetricValue], train_loss: float | None) -> None:
+        losses = "-" if train_loss is None else f"{train_loss:.4f}"
+        logger.info(
+            "Epoch %d: Train Loss = %s, Test Loss = %.4f, LR = %.2e",
+            self.stream.epoch(current_iter), losses, result["loss"], self.model.current_learning_rate(),
+        )  # fmt: skip
+        numbers = {name: value for name, value in result.items() if isinstance(value, float) and name != "loss"}
+        if numbers:
+            shown = (f"{spoken(name)}: {with_unit(name, value)}" for name, value in numbers.items())
+            logger.info("  %s", ", ".join(shown))
 
     def _define_pictures(self) -> BestModelPictures | None:
         if "test" not in self._sources or self._experiment.is_dry_run:
@@ -283,8 +309,10 @@ class Trainer:
         lines = {"iterations": f"{current_iter:,} of {self.total_iter:,}, epoch {self.stream.epoch(current_iter)}"}
         if self.is_out_of_patience:
             lines["stopped"] = f"early: {self.progress.num_tests_without_improvement} tests without improvement"
-        if self.progress.best_value is not None:
-            lines["best"] = f"{name} {self.progress.best_value:.4f} at iteration {self.progress.best_iter:,}"
+        if name is not None and self.progress.best_value is not None:
+            epoch = self.stream.epoch(self.progress.best_iter)
+            best = f"{spoken(name)} = {with_unit(name, self.progress.best_value)}"
+            lines["best model"] = f"Epoch {epoch}, {best}, iteration {self.progress.best_iter:,}"
         if self._result:
             shown = ", ".join(f"{key} {value:.4f}" for key, value in self._result.items() if isinstance(value, float))
             lines["final"] = shown

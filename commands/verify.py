@@ -144,7 +144,9 @@ def _write(trained: TrainedModel, measured: Measured, args: argparse.Namespace) 
 
 
 def _equal(recorded: Any, measured: MetricValue) -> bool:
-    """Whether two results are equal; a loss is a sum of floats, whose order depends on the number of ranks."""
+    """Whether two results are equal; sums of floats are taken in another order by another number of ranks."""
+    if isinstance(recorded, list) and isinstance(measured, list):
+        return len(recorded) == len(measured) and all(map(_equal, recorded, measured))
     if isinstance(recorded, float) and isinstance(measured, float):
         return math.isclose(recorded, measured, rel_tol=1e-6)
     return recorded == measured

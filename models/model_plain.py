@@ -64,9 +64,11 @@ class ModelPlain(ModelBase):
         self._buffers = list(self.netG.buffers())
         self.num_skipped_in_a_row = 0
         """Steps that `train.nonfinite: "skip"` has left out since the last one that was taken."""
+        self.loss_sum, self.num_losses = 0.0, 0
+        """Of the losses, means over the ranks, that were collected since the last `take_train_loss`."""
         self._losses: list[torch.Tensor] = []
+        self._unlogged: list[float] = []
         self._norms: list[torch.Tensor] = []
-        self._logged_iter = 0
 
     # What a user's model overrides.
 
@@ -178,20 +180,36 @@ class ModelPlain(ModelBase):
     def current_log(self, current_iter: int) -> dict[str, float]:
         """Means over the ranks and the iterations since the last call: G_loss, and grad_norm where it is clipped.
 
-        The only place where training waits for the device. Raises NonFiniteLossError on every rank. Collective.
+        Waits for the device, as do a test and a save, and nothing else. Raises NonFiniteLossError. Collective.
         """
-        losses = self._reduced_losses(current_iter)
-        log = {"G_loss": sum(losses) / len(losses)} if losses else {}
+        self.check_finite(current_iter)
+        log = {"G_loss": sum(self._unlogged) / len(self._unlogged)} if self._unlogged else {}
         if self._norms:
             log["grad_norm"] = float(torch.stack(self._norms).mean())
-        self._losses.clear()
+        self._unlogged.clear()
         self._norms.clear()
-        self._logged_iter = current_iter
         return log
 
     def check_finite(self, current_iter: int) -> None:
-        """Raise NonFiniteLossError on every rank if any loss since the last log was not finite. Collective."""
-        self._reduced_losses(current_iter)
+        """Collect the losses of the ranks; NonFiniteLossError on every rank if one is not finite. Collective."""
+        if not self._losses:
+            return
+        losses: list[float] = (self.dist.sum(torch.stack(self._losses)) / self.dist.world_size).tolist()
+        for iteration, loss in enumerate(losses, current_iter - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(f"the loss of iteration {iteration} is {loss}")
+        self._losses.clear()
+        self._unlogged += losses
+        self.num_losses += len(losses)
+        for loss in losses:  # one by one: the same bits wherever a run was cut
+            self.loss_sum += loss
+
+    def take_train_loss(self, current_iter: int) -> float | None:
+        """The mean loss since the last call, whatever launches it spans; None without an iteration. Collective."""
+        self.check_finite(current_iter)
+        mean = self.loss_sum / self.num_losses if self.num_losses else None
+        self.loss_sum, self.num_losses = 0.0, 0
+        return mean
 
     # State.
 
@@ -211,7 +229,6 @@ class ModelPlain(ModelBase):
         else:
             given = {"G": path.pretrained_netG, "E": path.pretrained_netE}
             files = {part: project_path(file) for part, file in given.items() if file}
-        self._logged_iter = resume.iteration if resume else 0
         if "G" in files:
             load_network(self.netG, files["G"], strict=train.G_param_strict)
         if self.netE is not None:
@@ -276,13 +293,3 @@ class ModelPlain(ModelBase):
             [average for average, is_float in zip(averages, is_averaged, strict=True) if not is_float],
             [source for source, is_float in zip(sources, is_averaged, strict=True) if not is_float],
         )
-
-    def _reduced_losses(self, current_iter: int) -> list[float]:
-        if not self._losses:
-            return []
-        losses: list[float] = (self.dist.sum(torch.stack(self._losses)) / self.dist.world_size).tolist()
-        first_iter = current_iter - len(losses) + 1
-        for iteration, loss in enumerate(losses, first_iter):
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(f"the loss of iteration {iteration} is {loss}")
-        return losses

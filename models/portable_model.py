@@ -33,3 +33,18 @@ def pack_model(
         "options": options,
         "synthetic": synthetic,
     }
+
+
+def train_record(
+    model: ModelPlain, result: Mapping[str, MetricValue], train_loss: float | None
+) -> dict[str, Any]:  # fmt: skip
+    """What tools expect in a best model beside the weights: both losses, every single metric, and the optimizer.
+
+    The optimizer's state belongs to netG and is there if `train.best_model_optimizer` asks for it.
+    """
+    record: dict[str, Any] = {name: value for name, value in result.items() if isinstance(value, float)}
+    record |= {"train_loss": train_loss, "test_loss": record.pop("loss")}
+    if model.opt.train.best_model_optimizer:
+        record["optimizer_state_dict"] = model.optimizer.state_dict()
+        record["scheduler_state_dict"] = {"none": "the learning rate is a function of the iteration"}
+    return record

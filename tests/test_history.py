@@ -58,6 +58,6 @@ def test_each_number_of_a_run_stands_in_one_panel(tmp_path: Path) -> None:
         "Loss": {"train": [(10, 2.0)], "test": [(10, 1.5)], "test_other": [(10, 1.4)]},
         "Accuracy": {"test": [(10, 0.5)], "test_other": [(10, 0.7)]},
         "Recall of each class": {"a": [(10, 0.4)], "b": [(10, 0.6)]},
-        "Learning rate": {"train": [(10, 0.1)]},
+        "Learning Rate": {"train": [(10, 0.1)]},
         "Speed": {"train": [(10, 50.0)]},
     }

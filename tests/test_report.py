@@ -157,7 +157,7 @@ def test_what_is_damaged_or_missing_is_said_and_the_rest_is_shown(
     flip_bit(experiment / "models" / "best_model.pth")
     page = report(experiment, status=1)
     assert "checksum" in page.text
-    assert "Learning rate" in page.text
+    assert "Learning Rate" in page.text
     (experiment / "models" / "best_model.pth").unlink()
     (experiment / "models" / "final_model.pth").unlink()
     (experiment / "status.json").write_text("{")

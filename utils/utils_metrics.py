@@ -162,6 +162,30 @@ UNITS = {
 }
 """What the numbers of metrics.csv are measured in, where their names do not say it."""
 
+_SPOKEN = {
+    "mpjpe": "MPJPE",
+    "pa_mpjpe": "PA-MPJPE",
+    "pck_auc": "PCK AUC",
+    "pa_pck_auc": "PA-PCK AUC",
+    "macro_f1": "Macro F1",
+    "mae": "MAE",
+    "mse": "MSE",
+    "lr": "Learning Rate",
+    "grad_norm": "Gradient Norm",
+    "images_per_s": "Speed",
+}
+
+
+def spoken(name: str) -> str:
+    """A column of metrics.csv as people read it."""
+    return _SPOKEN.get(name) or name.replace("_", " ").title()
+
+
+def with_unit(name: str, value: float) -> str:
+    """A value of a metric as people read it: millimetres to the micrometre, others to four digits."""
+    return f"{value:.3f} mm" if UNITS.get(name, "").startswith("mm") else f"{value:.4f}"
+
+
 _MANY_VALUED = ("recall_per_class", "confusion_matrix", "pck_curve", "joint_error")
 
 

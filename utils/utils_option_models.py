@@ -132,6 +132,9 @@ class TrainOptions(Section):
     save_failure: Literal["continue", "stop"] = Field(
         default="continue", description="what a checkpoint that cannot be written does: train on or stop the run"
     )
+    best_model_optimizer: bool = Field(
+        default=False, description="keep the optimizer's state in best_model.pth too, for tools that expect it there"
+    )
     early_stop_patience: Count | None = Field(
         default=None, description="stop after this many tests without improvement; null: never"
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.utils_history import History, Series
-from utils.utils_metrics import UNITS
+from utils.utils_metrics import UNITS, spoken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure  # the views name it too
@@ -30,7 +30,6 @@ LEGEND = {
 }
 """The signs of `interruptions` and of the best model, in words."""
 _MAX_POINTS = 400
-_NAMES = {"lr": "learning rate", "grad_norm": "gradient norm", "images_per_s": "speed", "macro_f1": "macro F1"}
 PANEL_INCHES = (4.6, 2.9)
 
 
@@ -169,15 +168,15 @@ def curve_panels(history: History, class_names: Sequence[str]) -> list[Panel]:
         ending = next((each for each in of_classes if name.endswith(each)), None)
         if ending is None:
             lines = {split: columns[name] for split, columns in tests.items() if name in columns}
-            panels.append(Panel(_spoken(name), UNITS.get(name, ""), lines))
+            panels.append(Panel(spoken(name), UNITS.get(name, ""), lines))
         elif name in tests.get("test", {}):
             grouped.setdefault(name.removesuffix(ending), {})[of_classes[ending]] = tests["test"][name]
     panels += [
-        Panel(f"{_spoken(name)} of each class", UNITS.get(f"{name}_per_class", ""), lines)
+        Panel(f"{spoken(name)} of each class", UNITS.get(f"{name}_per_class", ""), lines)
         for name, lines in grouped.items()
     ]
     rest = {name: series for name, series in train.items() if name != "G_loss"}
-    return panels + [Panel(_spoken(name), UNITS.get(name, ""), {"train": series}) for name, series in rest.items()]
+    return panels + [Panel(spoken(name), UNITS.get(name, ""), {"train": series}) for name, series in rest.items()]
 
 
 def panel_figure(panel: Panel, interruptions: Sequence[tuple[int, str]] = (), best_iter: int | None = None) -> "Figure":
@@ -267,8 +266,3 @@ def _few_ticks() -> Any:
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(nbins=5, integer=True)
-
-
-def _spoken(name: str) -> str:
-    name = _NAMES.get(name, name).replace("_", " ")
-    return f"{name[0].upper()}{name[1:]}"
