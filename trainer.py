@@ -259,7 +259,7 @@ class Trainer:
             return None
         source = self._sources["test"]
         view = define_view(source.dataset, source.class_names)
-        return BestModelPictures(self._experiment.folder, view, source.dataset)
+        return BestModelPictures(self._experiment.folder, view, source.dataset, self._experiment.log.figure)
 
     def _pack_model(self, current_iter: int) -> dict[str, Any]:
         shown = self._sources.get("test", self._sources["train"])

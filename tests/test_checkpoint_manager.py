@@ -117,7 +117,7 @@ def test_only_who_asks_for_the_manager_imports_torch() -> None:
 
 def test_the_package_exports_the_manager_and_knows_nothing_else() -> None:
     assert utils.CheckpointManager is CheckpointManager
-    assert utils.__all__ == ["CheckpointManager"]
+    assert utils.__all__ == ["CheckpointManager", "Evaluator"]
     with pytest.raises(AttributeError, match="module 'utils' has no attribute 'nothing'"):
         _ = utils.nothing
 

@@ -20,6 +20,11 @@ from views.view_classification import ClassificationView
 
 __all__ = ["trained"]  # a fixture
 
+
+def nowhere(_tag: str, _figure: object, _current_iter: int) -> None:
+    """TensorBoard is off."""
+
+
 RESULT = {"confusion_matrix": [[1.0, 1.0], [0.0, 2.0]]}
 PICTURES = {"best_confusion.png", "best_right.png", "best_wrong.png", "curves.png"}
 
@@ -87,7 +92,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> list[str]:
 def test_pictures_take_a_fiftieth_of_the_time_and_the_last_best_is_drawn(
     tmp_path: Path, clock: Clock, drawn: list[str]
 ) -> None:
-    pictures = BestModelPictures(tmp_path, ClassificationView("ab"), Images())
+    pictures = BestModelPictures(tmp_path, ClassificationView("ab"), Images(), nowhere)
     for second in range(300):
         clock.now += 1
         pictures.tested(second, f"{second}", RESULT, outputs(), is_best=True)
@@ -106,7 +111,7 @@ def test_a_disk_that_is_full_ends_no_run(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     (tmp_path / "metrics.csv").write_text("iter,epoch,split,lr,G_loss\n1,0,train,.1,2.0\n")
-    pictures = BestModelPictures(tmp_path, ClassificationView("ab"), Images())
+    pictures = BestModelPictures(tmp_path, ClassificationView("ab"), Images(), nowhere)
     pictures.tested(1, "first", RESULT, outputs(), is_best=True)
     pictures.finish(1)
     said = messages(logged.records, logging.ERROR)
@@ -117,6 +122,6 @@ def test_a_disk_that_is_full_ends_no_run(
 def test_a_task_of_which_nothing_is_known_has_its_curves(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "metrics.csv").write_text("iter,epoch,split,lr,G_loss\n1,0,train,.1,2.0\n")
-    pictures = BestModelPictures(tmp_path, View(), Images())
+    pictures = BestModelPictures(tmp_path, View(), Images(), nowhere)
     pictures.tested(1, "first", {"loss": 1.0}, outputs(), is_best=True)
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["curves.png"]

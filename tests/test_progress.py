@@ -45,7 +45,9 @@ def test_best_value_and_patience(
         "best_iter": best_iter,
         "num_tests_without_improvement": without,
         "last_test_iter": 10 * len(values),
-        **{"num_skipped_in_a_row": 0, "loss_sum": 0.0, "num_losses": 0},
+        "num_skipped_in_a_row": 0,
+        "loss_sum": 0.0,
+        "num_losses": 0,
     }
 
 

@@ -362,7 +362,9 @@ def test_the_best_model_is_that_of_the_best_test(early: tuple[Run, int]) -> None
         "best_iter": best,
         "num_tests_without_improvement": 3,
         "last_test_iter": last,
-        **{"num_skipped_in_a_row": 0, "loss_sum": 0.0, "num_losses": 0},
+        "num_skipped_in_a_row": 0,
+        "loss_sum": 0.0,
+        "num_losses": 0,
     }
 
 

@@ -187,6 +187,11 @@ class RunLog:
         if self._tb is not None:
             self._tb.add("image", tag, image, current_iter)
 
+    def figure(self, tag: str, figure: Any, current_iter: int) -> None:
+        """Add a figure to TensorBoard."""
+        if self._tb is not None:
+            self._tb.add("figure", tag, figure, current_iter)
+
     @property
     def wants_images(self) -> bool:
         """Whether pictures go anywhere."""

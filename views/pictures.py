@@ -3,8 +3,9 @@
 import logging
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.utils_history import read_history
 from utils.utils_visualise import curve_panels, curves_figure, save_figure
@@ -31,14 +32,17 @@ def write_samples(view: View, chosen: Mapping[str, Sequence[Sample]], wrong: boo
 
 
 class BestModelPictures:
-    """images/ of an experiment: curves, result and samples of the best model so far.
+    """images/ of an experiment: curves, result and samples of the best model so far; the samples go to TensorBoard too.
 
     Drawing takes a second or two, in which training stands still. A best model that comes too soon after the last one
     waits for the next test or the end of the launch, so that pictures take at most a fiftieth of the time.
     """
 
-    def __init__(self, experiment: Path, view: View, dataset: RawSamples) -> None:
+    def __init__(
+        self, experiment: Path, view: View, dataset: RawSamples, tensorboard: Callable[[str, Any, int], None]
+    ) -> None:
         self._images, self._view, self._dataset = experiment / "images", view, dataset
+        self._tensorboard = tensorboard
         self._pending: tuple[int, str, Result, TestOutputs] | None = None
         self._next_time = 0.0
 
@@ -76,6 +80,7 @@ class BestModelPictures:
             chosen = outputs.choose(self._view, self._dataset, _NUM_SAMPLES, kind == "wrong")
             figure = self._view.samples_figure(chosen, f"{self._view.sample_titles[kind]}, {title}")
             save_figure(figure, self._images / f"best_{kind}.png")
+            self._tensorboard(f"test/best_{kind}", figure, current_iter)
         self._draw_curves(current_iter)
 
     def _draw_curves(self, best_iter: int | None) -> None:

@@ -1,0 +1,172 @@
+"""The second task, from its option file through every command of main_test.py, with no code of the trainer's own."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import main_train
+from data.dataset_freihand import JOINT_NAMES, FreiHand
+from tests.freihand_files import write_freihand
+from tests.trained_models import Command, command
+from utils import Evaluator
+from views.select_view import define_view
+from views.test_outputs import TestOutputs
+from views.view_base import Box, Finding, Sample
+from views.view_hand_pose import HandPoseView
+
+__all__ = ["command"]  # a fixture
+
+PROJECT = Path(__file__).parent.parent
+SMALL = {
+    "datasets.train.size": 32,
+    "datasets.test.size": 32,
+    "datasets.train.dataloader_batch_size": 8,
+    "netG.size": 32,
+    "netG.widths": [4, 8, 8],
+    "netG.depths": [1, 1],
+    "netG.heat_width": 8,
+    "train.total_epochs": 2,
+    "train.num_threads": 1,
+    "log.progress_bar": False,
+}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the shipped options on a tiny FreiHAND, with a tiny network."""
+    folder = tmp_path_factory.mktemp("hands")
+    write_freihand(folder / "freihand")
+    changes = {**SMALL, "datasets.train.dataroot": str(folder / "freihand"), "path.root": str(folder)}
+    settings = [word for key, value in changes.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    with pytest.MonkeyPatch.context() as patch:
+        option_file = str(PROJECT / "options" / "hand_pose.yaml")
+        patch.setattr(sys, "argv", ["main_train.py", "-opt", option_file, *settings])
+        assert main_train.main() == 0
+    return folder / "hand_pose"
+
+
+def test_the_log_reads_as_people_expect(experiment: Path) -> None:
+    log = re.sub(r"^\S+ \S+  ", "", (experiment / "train.log").read_text(), flags=re.MULTILINE)
+    number = r"\d+\.\d{3}"
+    for epoch in (0, 1):
+        losses = r"Train Loss = \d+\.\d{4}, Test Loss = \d+\.\d{4}, LR = \d\.\d\de-\d\d"
+        errors = rf"  MPJPE: {number} mm, PA-MPJPE: {number} mm, Avg Metric: {number} mm"
+        assert re.search(rf"^Epoch {epoch}: {losses}\n{errors}\n", log, re.MULTILINE), log
+    assert re.search(rf"^  Saved best model \(avg_metric={number} mm\) to .*best_model\.pth$", log, re.MULTILINE)
+    assert re.search(rf"best model +Epoch [01], Avg Metric = {number} mm", log)
+
+
+def test_the_best_model_holds_what_tools_expect(experiment: Path) -> None:
+    content = torch.load(experiment / "models" / "best_model.pth", weights_only=True)
+    assert content["avg_metric"] == pytest.approx((content["mpjpe"] + content["pa_mpjpe"]) / 2)
+    assert content["test_loss"] == pytest.approx(content["mpjpe"], rel=1e-5)
+    assert content["train_loss"] > 0
+    assert content["optimizer_state_dict"].keys() == {"state", "param_groups"}
+    assert "function of the iteration" in content["scheduler_state_dict"]["none"]
+    assert {"epoch", "iter", "model_state_dict", "netG", "options"} <= content.keys()
+    assert content["input"]["shape"] == [3, 32, 32]
+    final = torch.load(experiment / "models" / "final_model.pth", weights_only=True)
+    assert "optimizer_state_dict" not in final
+
+
+def test_verify_measures_what_the_evaluator_does(
+    experiment: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert command("verify", experiment, "--json", tmp_path / "found.json") == 0
+    assert "the same" in capsys.readouterr().out
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [row["joint"] for row in found["classes"]] == list(JOINT_NAMES)
+    content = torch.load(experiment / "models" / "best_model.pth", weights_only=True)
+    dataset = FreiHand(str(experiment.parent / "freihand"), "val", 32)
+    from models.network_hand_pose import HandPoseNet
+
+    net = HandPoseNet(**{key: value for key, value in content["netG"].items() if key != "net_type"}).eval()
+    net.load_state_dict(content["model_state_dict"])
+    evaluator = Evaluator(len(dataset))
+    for i in range(len(dataset)):
+        sample = dataset[i]
+        image, target = sample["input"], sample["target"]
+        assert isinstance(image, torch.Tensor)
+        assert isinstance(target, torch.Tensor)
+        with torch.no_grad():
+            evaluator(net((image[None] / 255 - 0.5) / 0.25), target[None])
+    expected = evaluator.get_metrics_dict()
+    assert found["metrics"]["mpjpe"] == pytest.approx(expected["mpjpe"], rel=1e-4)
+    assert found["metrics"]["pa_mpjpe"] == pytest.approx(expected["pa_mpjpe"], rel=1e-4)
+
+
+def test_every_other_command_works_on_hands(experiment: Path, command: Command, tmp_path: Path) -> None:
+    assert command("samples", experiment, "--num_samples", 1, "--output", tmp_path / "samples") == 0
+    assert {path.name for path in (tmp_path / "samples").glob("*.png")} == {"right.png"}
+    photo = experiment.parent / "freihand" / "evaluation" / "rgb" / "00000000.jpg"
+    said, copies = tmp_path / "said.csv", tmp_path / "copies"
+    assert command("infer", experiment, "--input", photo, "--csv", said, "--output", copies) == 0
+    heading, row = (line.split(",") for line in said.read_text().splitlines())
+    assert len(heading) == len(row)
+    assert [name for name in heading if name.endswith("_x_mm")] == [f"{name}_x_mm" for name in JOINT_NAMES]
+    assert float(row[heading.index("wrist_x_mm")]) == 0
+    assert cv2.imread(str(next(copies.glob("*.jpg")))).shape[1] > 600, "the image and two views"
+    assert command("report", experiment, "--output", tmp_path / "report.html") == 0
+    page = (tmp_path / "report.html").read_text()
+    for text in ("The smallest errors", "The largest errors", "little_tip", "PA-MPJPE", "Where attention lies"):
+        assert text in page
+    assert command("export", experiment, "--format", "torch_export", "--output", tmp_path / "hand.pt2") == 0
+
+
+def test_pictures_of_the_best_model_are_drawn(experiment: Path) -> None:
+    names = {path.name for path in (experiment / "images").glob("*.png")}
+    assert {"best_right.png", "best_wrong.png", "curves.png"} <= names
+    assert any((experiment / "tb").iterdir())
+
+
+def pose(seed: int = 0) -> torch.Tensor:
+    return torch.randn(21, 3, generator=torch.Generator().manual_seed(seed)) * 30
+
+
+def test_the_skeleton_is_drawn_where_the_camera_sees_it() -> None:
+    """Alone on black, a coloured pixel of each fingertip lies where a hand-made projection puts it."""
+    joints = pose() - pose()[0]
+    intrinsics, root = np.array([[60.0, 0, 30], [0, 60.0, 34], [0, 0, 1]]), np.array([5.0, -8.0, 400.0])
+    black = np.zeros((3, 64, 64), np.uint8)
+    sample = Sample("x", black, joints, joints, (intrinsics, root))
+    picture = HandPoseView(joint_names=JOINT_NAMES).card(sample, side_views=False).picture
+    for x, y, z in joints.numpy() + root:
+        column, row = (60 * x / z + 30) * 224 / 64, (60 * y / z + 34) * 224 / 64
+        patch = picture[:, round(row) - 1 : round(row) + 2, round(column) - 1 : round(column) + 2]
+        assert patch.max() > 100, "nothing is drawn at this joint"
+    mirrored = np.flip(picture, axis=2)
+    assert not np.array_equal(picture, mirrored)
+    unknown = Sample("x", black, joints, joints)
+    assert HandPoseView(joint_names=JOINT_NAMES).card(unknown, side_views=False).picture.max() == 0
+
+
+def test_the_smallest_and_the_largest_errors_are_chosen() -> None:
+    targets = torch.stack([pose(i) for i in range(9)])
+    outputs = targets + torch.tensor([3.0, 1, 9, 5, 2, 8, 7, 4, 6])[:, None, None] * pose(99).sign()
+    outputs[:, 0] = targets[:, 0]
+    view = HandPoseView(joint_names=JOINT_NAMES)
+    assert view.choose(outputs, targets, 2, wrong=False) == {"smallest error": [1, 4], "median error": [7, 3]}
+    assert view.choose(outputs, targets, 2, wrong=True) == {"largest error": [2, 5], "median error": [8, 3]}
+    assert view.choose(outputs[:1], targets[:1], 3, wrong=True) == {"largest error": [0], "median error": [0]}
+
+
+def test_what_is_said_of_a_hand() -> None:
+    view = define_view(FreiHand, ())
+    assert isinstance(view, HandPoseView)
+    joints = torch.zeros(21, 3)
+    joints[8] = torch.tensor([3.0, 4.0, 0.0])
+    box = Box(0, 0, 9, 9)
+    assert view.headline(joints) == "wrist to fingertips T 0, I 5, M 0, R 0, L 0 mm"
+    said = view.says(joints, box)
+    assert (said["index_tip_x_mm"], said["index_tip_y_mm"], len(said)) == (3.0, 4.0, 63)
+    image = np.zeros((30, 40, 3), np.uint8)
+    shown = view.annotate(image, [Finding(box, joints)])
+    assert shown.shape[0] == 224
+    assert image.max() == 0
+    assert TestOutputs().choose(view, [], 3, wrong=False) == {}  # type: ignore[arg-type]
