@@ -3,6 +3,7 @@
 The only place that calls torch.save and torch.load.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import pickle
@@ -38,14 +39,28 @@ def load_state(path: str | Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except Exception as error:  # a damaged file makes the unpickler raise anything
-        reason = [*str(error).splitlines(), type(error).__name__][0]
         forbidden = next((line.strip() for line in str(error).splitlines() if "GLOBAL" in line), None)
         if isinstance(error, pickle.UnpicklingError) and forbidden:
             raise UserError(
                 f"{path}: refused, because it holds more than tensors and plain containers; nothing in it was run. "
                 f"{forbidden} Save the state dict alone, with torch.save(net.state_dict(), path)."
             ) from error
-        raise UserError(f"{path}: not a readable checkpoint ({reason})") from error
+        raise UserError(f"{path}: not a readable checkpoint ({_damage(Path(path), error)})") from error
+
+
+def _damage(path: Path, error: Exception) -> str:
+    """Why a file cannot be read, in better words than torch's where there are any."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            start = file.read(4)
+        if not start:
+            return "the file is empty"
+        with contextlib.suppress(zipfile.BadZipFile):
+            if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+                return "its end is missing: it was cut off"
+        if not start.startswith((b"PK", b"\x80")):
+            return "torch.save did not write it"
+    return [*str(error).splitlines(), type(error).__name__][0]
 
 
 def write_model(path: Path, content: Mapping[str, Any]) -> None:
