@@ -142,7 +142,8 @@ class Trainer:
                 return
             epoch, lr = self.stream.epoch(current_iter), self.model.current_learning_rate()
             seconds = time.perf_counter() - start
-            self._experiment.log.test(name, current_iter, epoch, lr, result, classes, seconds)
+            values = self._sources[name].value_names
+            self._experiment.log.test(name, current_iter, epoch, lr, result, values, seconds)
             if name == "test":
                 is_best = self._judge(current_iter, result, self.model.take_train_loss(current_iter))
                 if self._pictures and outputs:

@@ -68,9 +68,9 @@ def read_experiment(folder: Path, args: argparse.Namespace) -> ExperimentFacts:
         trained = None
         problems.append(str(error))
     options = _newest_options(folder)
-    class_names = trained.class_names if trained else ()
+    view = trained.view() if trained else View()
     best_iter = trained.iteration if trained and trained.path.name == "best_model.pth" else None
-    panels = curve_panels(history, class_names)
+    panels = curve_panels(history, view.class_names or view.joint_names)
     marks = history.interruptions
     kinds = {kind for _, kind in marks} | ({"best model"} if best_iter is not None else set())
     facts = ExperimentFacts(

@@ -84,6 +84,11 @@ class DataSource:
         """The classes in the order of their ids; empty where targets are no classes."""
         return tuple(getattr(self.dataset, "class_names", ()))
 
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """What the values of a metric with many stand for: classes or joints; empty if neither has names."""
+        return self.class_names or tuple(getattr(self.dataset, "joint_names", ()))
+
 
 def define_dataset(name: str, options: DatasetOptions) -> DataSource:
     """Open the data set `datasets.<name>`, or generate its fallback when the data is absent."""

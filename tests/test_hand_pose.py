@@ -15,6 +15,8 @@ from data.dataset_freihand import JOINT_NAMES, FreiHand
 from tests.freihand_files import write_freihand
 from tests.trained_models import Command, command
 from utils import Evaluator
+from utils.utils_history import read_history
+from utils.utils_visualise import curve_panels
 from views.select_view import define_view
 from views.test_outputs import TestOutputs
 from views.view_base import Box, Finding, Sample
@@ -34,6 +36,7 @@ SMALL = {
     "train.total_epochs": 2,
     "train.num_threads": 1,
     "log.progress_bar": False,
+    "val.metrics": ["mpjpe", "pa_mpjpe", "avg_metric", "joint_error", "pck_curve"],
 }
 
 
@@ -60,6 +63,16 @@ def test_the_log_reads_as_people_expect(experiment: Path) -> None:
         assert re.search(rf"^Epoch {epoch}: {losses}\n{errors}\n", log, re.MULTILINE), log
     assert re.search(rf"^  Saved best model \(avg_metric={number} mm\) to .*best_model\.pth$", log, re.MULTILINE)
     assert re.search(rf"best model +Epoch [01], Avg Metric = {number} mm", log)
+
+
+def test_the_curves_have_the_names_of_the_joints(experiment: Path) -> None:
+    columns = (experiment / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert [name for name in columns if name.startswith("joint_error_")] == [
+        f"joint_error_{each}" for each in JOINT_NAMES
+    ]
+    assert [name for name in columns if name.startswith("pck_curve_")] == [f"pck_curve_{i}" for i in range(100)]
+    titles = [panel.title for panel in curve_panels(read_history(experiment), JOINT_NAMES)]
+    assert titles == ["Loss", "MPJPE", "PA-MPJPE", "Avg Metric", "Learning Rate", "Speed", "Gradient Norm"]
 
 
 def test_the_best_model_holds_what_tools_expect(experiment: Path) -> None:

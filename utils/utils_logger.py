@@ -169,16 +169,16 @@ class RunLog:
 
     def test(
         self, split: str, current_iter: int, epoch: int, lr: float, result: Mapping[str, MetricValue],
-        class_names: Sequence[str], seconds: float,
+        value_names: Sequence[str], seconds: float,
     ) -> None:  # fmt: skip
-        """Log one test; lists become a column for each class, matrices a picture."""
+        """Log one test; lists become a column for each class or joint, matrices a picture."""
         self._paused_since_last += seconds
         scalars = {name: value for name, value in result.items() if isinstance(value, float)}
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scalars.items())
         logger.info("<epoch:%3d, iter:%8s> %s: %s (%.1f s)", epoch, f"{current_iter:,}", split, shown, seconds)
         for name, value in result.items():
             if isinstance(value, list):
-                scalars |= self._listed(f"{split}/{name}", value, class_names, current_iter)
+                scalars |= self._listed(f"{split}/{name}", value, value_names, current_iter)
         columns = {"G_loss" if name == "loss" else name: value for name, value in scalars.items()}
         self._record(current_iter, epoch, split, lr, None, columns)
 
@@ -215,14 +215,15 @@ class RunLog:
             self._file_handler.close()
 
     def _listed(
-        self, tag: str, value: list[float] | list[list[float]], class_names: Sequence[str], current_iter: int
+        self, tag: str, value: list[float] | list[list[float]], value_names: Sequence[str], current_iter: int
     ) -> dict[str, float]:
-        """The scalars of a metric with a value for each class, or for each number; a matrix goes to TensorBoard."""
+        """The scalars of a metric with a value for each class, joint or number; a matrix goes to TensorBoard."""
         scalars: dict[str, float] = {}
         rows: list[Sequence[float]] = []
         prefix = tag.rpartition("/")[2].removesuffix("_per_class")
         each: Any
-        labels = class_names or [str(number) for number in range(len(value))]  # joints and thresholds have no names
+        is_named = len(value_names) == len(value)  # the thresholds of a curve have no names
+        labels = value_names if is_named else [str(number) for number in range(len(value))]
         for label, each in zip(labels, value, strict=True):
             if isinstance(each, list):
                 rows.append(each)
@@ -230,7 +231,7 @@ class RunLog:
                 scalars[f"{prefix}_{label}"] = each
         if rows and self._tb is not None:
             title = f"{tag.replace('/', ': ').replace('_', ' ')}, iteration {current_iter:,}"
-            self._tb.add("figure", tag, confusion_figure(rows, class_names, title), current_iter)
+            self._tb.add("figure", tag, confusion_figure(rows, value_names, title), current_iter)
         return scalars
 
     def _record(

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ LEGEND = {
     "best model": "\u25cb best model",
 }
 """The signs of `interruptions` and of the best model, in words."""
-_MAX_POINTS = 400
+_MAX_POINTS, _MAX_LINES = 400, 10
 PANEL_INCHES = (4.6, 2.9)
 
 
@@ -155,17 +156,23 @@ def skeletons_figure(
     return figure
 
 
-def curve_panels(history: History, class_names: Sequence[str]) -> list[Panel]:
-    """What there is to draw of a run: losses, every metric of the tests, then rate, speed and the like."""
+def curve_panels(history: History, value_names: Sequence[str]) -> list[Panel]:
+    """What there is to draw of a run: losses, every metric of the tests, then rate, speed and the like.
+
+    value_names: what ends the columns of a metric with many values: names of classes or joints.
+    """
     tests = {split: columns for split, columns in history.series.items() if split.startswith("test")}
     train = history.series.get("train", {})
     losses = {split: columns["G_loss"] for split, columns in history.series.items() if "G_loss" in columns}
     panels = [Panel("Loss", "loss", losses)] if losses else []
     names = dict.fromkeys(name for columns in tests.values() for name in columns if name not in ("lr", "G_loss"))
-    of_classes = {f"_{label}": label for label in class_names}
+    of_classes = {f"_{label}": label for label in value_names}
     grouped: dict[str, dict[str, Series]] = {}
     for name in names:
         ending = next((each for each in of_classes if name.endswith(each)), None)
+        if numbered := re.fullmatch(r".+(_\d+)", name):
+            ending = numbered[1]
+            of_classes[ending] = ending[1:]
         if ending is None:
             lines = {split: columns[name] for split, columns in tests.items() if name in columns}
             panels.append(Panel(spoken(name), UNITS.get(name, ""), lines))
@@ -174,6 +181,7 @@ def curve_panels(history: History, class_names: Sequence[str]) -> list[Panel]:
     panels += [
         Panel(f"{spoken(name)} of each class", UNITS.get(f"{name}_per_class", ""), lines)
         for name, lines in grouped.items()
+        if len(lines) <= _MAX_LINES  # of more, nobody could tell one from the other
     ]
     rest = {name: series for name, series in train.items() if name != "G_loss"}
     return panels + [Panel(spoken(name), UNITS.get(name, ""), {"train": series}) for name, series in rest.items()]

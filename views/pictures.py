@@ -85,7 +85,7 @@ class BestModelPictures:
 
     def _draw_curves(self, best_iter: int | None) -> None:
         history = read_history(self._images.parent)
-        panels = curve_panels(history, self._view.class_names)
+        panels = curve_panels(history, self._view.class_names or self._view.joint_names)
         if panels:
             figure = curves_figure(panels, history.folder.name, history.interruptions, best_iter)
             save_figure(figure, self._images / "curves.png")
