@@ -13,7 +13,6 @@ n after saving; 1 anything else.
 import argparse
 import json
 import logging
-import sys
 from pathlib import Path
 
 from data.select_dataset import DATA_TABLES, define_datasets
@@ -21,7 +20,7 @@ from models.model_plain import NonFiniteLossError
 from models.select_model import MODEL_TABLES
 from trainer import Trainer
 from utils import utils_option as option
-from utils.utils_dist import Dist, is_lost_rank, launched_rank, process_group
+from utils.utils_dist import Dist, end_process, is_lost_rank, launched_rank, process_group
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment
 from utils.utils_logger import start_console
@@ -115,4 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

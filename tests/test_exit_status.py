@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -334,3 +336,16 @@ def test_the_summary_names_the_files_that_are_there(new_run: NewRun) -> None:
     assert ended.status == 0, ended.output
     assert f"{untested.models}: final_model.pth" in ended.output
     assert "verify with" not in ended.output
+
+
+@pytest.mark.parametrize("ranks", [{}, {"WORLD_SIZE": "2", "RANK": "1"}])
+def test_a_process_ends_with_its_status_after_all_that_was_to_be_done(ranks: dict[str, str]) -> None:
+    code = (
+        "import atexit, sys; from utils.utils_dist import end_process; atexit.register(print, 'at the end');"
+        " print('before'); sys.stderr.write('error'); end_process(7)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, env={**os.environ, **ranks}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (7, "before\nat the end\n", "error")
