@@ -344,8 +344,9 @@ def test_a_process_ends_with_its_status_after_all_that_was_to_be_done(ranks: dic
         "import atexit, sys; from utils.utils_dist import end_process; atexit.register(print, 'at the end');"
         " print('before'); sys.stderr.write('error'); end_process(7)"
     )
+    project, environment = Path(__file__).parent.parent, {**os.environ, **ranks}
     ended = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent.parent, env={**os.environ, **ranks}, capture_output=True, text=True,
-        timeout=60, check=False,
+        [sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, timeout=60,
+        check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout, ended.stderr) == (7, "before\nat the end\n", "error")
