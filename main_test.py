@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Check a trained model, look at what it says, and take it elsewhere.
+"""Check a trained model, use it, show it, and take it elsewhere.
 
     python main_test.py verify experiments/fer
     python main_test.py infer experiments/fer --input photo.jpg
     python main_test.py samples experiments/fer --wrong
+    python main_test.py report experiments/fer
     python main_test.py export experiments/fer --with_preprocessing
     python main_test.py verify --help
 

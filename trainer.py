@@ -313,7 +313,7 @@ class Trainer:
         if name is not None and self.progress.best_value is not None:
             epoch = self.stream.epoch(self.progress.best_iter)
             best = f"{spoken(name)} = {with_unit(name, self.progress.best_value)}"
-            lines["best model"] = f"Epoch {epoch}, {best}, iteration {self.progress.best_iter:,}"
+            logger.info("Best model: Epoch %d, %s", epoch, best)
         if self._result:
             shown = ", ".join(f"{key} {value:.4f}" for key, value in self._result.items() if isinstance(value, float))
             lines["final"] = shown

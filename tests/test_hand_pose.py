@@ -62,7 +62,7 @@ def test_the_log_reads_as_people_expect(experiment: Path) -> None:
         errors = rf"  MPJPE: {number} mm, PA-MPJPE: {number} mm, Avg Metric: {number} mm"
         assert re.search(rf"^Epoch {epoch}: {losses}\n{errors}\n", log, re.MULTILINE), log
     assert re.search(rf"^  Saved best model \(avg_metric={number} mm\) to .*best_model\.pth$", log, re.MULTILINE)
-    assert re.search(rf"best model +Epoch [01], Avg Metric = {number} mm", log)
+    assert re.search(rf"^Best model: Epoch [01], Avg Metric = {number} mm$", log, re.MULTILINE)
 
 
 def test_the_curves_have_the_names_of_the_joints(experiment: Path) -> None:
