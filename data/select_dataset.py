@@ -23,7 +23,7 @@ from utils.utils_error import UserError
 from utils.utils_file import cache_folder, project_path
 from utils.utils_option import DatasetOptions, Options
 from utils.utils_seed import seed_of
-from utils.utils_signal import ignore_ended_children, ignore_stop_signals, kill_workers
+from utils.utils_signal import held_stop_signals, ignore_ended_children, ignore_stop_signals, kill_workers
 from utils.utils_table import Table
 
 logger = logging.getLogger("longhaul")
@@ -264,7 +264,8 @@ def _fetch_streamed(source: DataSource, drawn: Iterable[Indices], dist: Dist) ->
         pin_memory=dist.device.type == "cuda",
         generator=torch.Generator().manual_seed(0),  # iter(loader) otherwise draws from the global generator
     )
-    batches = iter(loader)
+    with held_stop_signals():
+        batches = iter(loader)
     if num_workers:
         # An error leaves the loader open: its workers are not ended by anyone else.
         atexit.unregister(kill_workers)

@@ -1,5 +1,7 @@
 """StopRequest on one rank: the handler sets a flag, a second Ctrl-C kills, handlers are restored."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import time
@@ -8,7 +10,7 @@ import pytest
 
 from tests.helpers import ONE_RANK
 from tests.run_helpers import in_child
-from utils.utils_signal import SAVE_FAILED, StopRequest, ignore_stop_signals, stop_signals
+from utils.utils_signal import SAVE_FAILED, StopRequest, held_stop_signals, ignore_stop_signals, stop_signals
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 
@@ -131,3 +133,29 @@ def test_a_trainer_whose_launcher_is_gone_stops(monkeypatch: pytest.MonkeyPatch)
     assert os.read(verdict_read, 100).decode() == f"0 {int(signal.SIGTERM)}"
     for descriptor in (ready_read, ready_write, verdict_read, verdict_write):
         os.close(descriptor)
+
+
+@pytest.mark.parametrize(("is_held", "status"), [(True, 0), (False, -signal.SIGTERM)])
+def test_a_worker_that_just_starts_survives_a_signal(is_held: bool, status: int) -> None:
+    """Signalled before it calls anything of ours, while a handler is in place that ends it, as torch's does."""
+
+    def work() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        send(signal.SIGTERM)
+        ignore_stop_signals()
+        send(signal.SIGTERM)
+
+    worker = multiprocessing.get_context("fork").Process(target=work)
+    with held_stop_signals() if is_held else contextlib.nullcontext():
+        worker.start()
+    worker.join(60)
+    assert worker.exitcode == status
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(stop_signals())
+
+
+def test_a_signal_that_was_held_arrives_afterwards() -> None:
+    with StopRequest(ONE_RANK) as stop:
+        with held_stop_signals():
+            send(signal.SIGTERM)
+            assert stop.agreed() == 0
+        assert stop.agreed() == signal.SIGTERM

@@ -1,11 +1,13 @@
 """Stopping on request: a signal sets a flag, and all ranks agree on the iteration after which they stop."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -30,6 +32,24 @@ def ignore_stop_signals(_worker_id: int = 0) -> None:
     """Shield a DataLoader worker: launchers signal whole process groups, and the trainer still needs its batches."""
     for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals())
+
+
+@contextlib.contextmanager
+def held_stop_signals() -> Iterator[None]:
+    """Stop signals wait meanwhile; in processes that start meanwhile, until they call `ignore_stop_signals`.
+
+    A DataLoader worker installs a handler of torch's, which would end it, before it calls anything of ours.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where nobody signals a group
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def kill_workers() -> None:
