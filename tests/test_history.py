@@ -22,6 +22,12 @@ def test_a_later_row_of_an_iteration_wins(tmp_path: Path) -> None:
     assert series["test"]["accuracy"] == [(10, 0.5)]
 
 
+def test_what_somebody_wrote_into_the_metrics_is_left_out(tmp_path: Path) -> None:
+    lines = ["10,0,train,.1,two,50,,,\n", "my note\n", "20,0,train,.1,1.9,60,,,,,,\n"]
+    (tmp_path / "metrics.csv").write_text(HEADER + "".join(lines))
+    assert read_history(tmp_path).series["train"]["G_loss"] == [(20, 1.9)]
+
+
 def test_an_empty_folder_has_an_empty_history(tmp_path: Path) -> None:
     history = read_history(tmp_path)
     assert (history.state, history.series, history.launches, history.manifests) == (None, {}, [], {})

@@ -119,6 +119,18 @@ def test_a_disk_that_is_full_ends_no_run(
     assert "The curves could not be written: [Errno 28]" in said
 
 
+def test_a_drawing_that_fails_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("cannot draw this")
+
+    monkeypatch.setattr(ClassificationView, "figures", fail)
+    pictures = BestModelPictures(tmp_path, ClassificationView("ab"), Images(), nowhere)
+    pictures.tested(1, "first", RESULT, outputs(), is_best=True)
+    assert "could not be written: cannot draw this" in messages(logged.records, logging.ERROR)
+
+
 def test_a_task_of_which_nothing_is_known_has_its_curves(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "metrics.csv").write_text("iter,epoch,split,lr,G_loss\n1,0,train,.1,2.0\n")

@@ -1,5 +1,6 @@
 """What an experiment folder tells of its run: metrics.csv, the launches of status.json, the manifests."""
 
+import contextlib
 import csv
 import dataclasses
 import itertools
@@ -45,7 +46,9 @@ def read_history(folder: Path) -> History:
     series: dict[str, dict[str, Series]] = {}
     for (iteration, split), row in sorted(rows.items()):
         for name, text in row.items():
-            if name not in _NOT_VALUES and text:
+            if name in _NOT_VALUES or not text:
+                continue
+            with contextlib.suppress(ValueError, TypeError):  # somebody has edited the file
                 series.setdefault(split, {}).setdefault(name, []).append((iteration, float(text)))
     manifests = {}
     for path in (folder / "models").glob("*_manifest.json"):
@@ -56,12 +59,12 @@ def read_history(folder: Path) -> History:
 
 
 def read_metrics(path: Path) -> dict[tuple[int, str], dict[str, str]]:
-    """The rows of metrics.csv by iteration and split; a later row wins. Empty if there is no file."""
+    """The rows of metrics.csv by iteration and split; a later row wins. Rows without an iteration are left out."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8")
     rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a kill may have torn the last line
-    return {(int(row["iter"]), row["split"]): row for row in rows}
+    return {(int(row["iter"]), row["split"]): row for row in rows if (row.get("iter") or "").isdecimal()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class BestModelPictures:
         start = time.monotonic()
         try:
             self._draw(*self._pending)
-        except OSError as error:
+        except Exception as error:  # whatever it is, the run is worth more than its pictures
             logger.error("The pictures of the best model could not be written: %s", error)
         self._pending = None
         self._next_time = time.monotonic() + (time.monotonic() - start) / _LARGEST_SHARE
@@ -70,7 +70,7 @@ class BestModelPictures:
         self.draw()
         try:
             self._draw_curves(best_iter)
-        except OSError as error:
+        except Exception as error:
             logger.error("The curves could not be written: %s", error)
 
     def _draw(self, current_iter: int, title: str, result: Result, outputs: TestOutputs) -> None:
