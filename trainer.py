@@ -73,7 +73,7 @@ class Trainer:
             "dataset": train.dataset.fingerprint,
             "synthetic": train.synthetic_source,
         }
-        self._machine_record = machine_record(self.opt, dist)
+        self._machine_record = {**machine_record(self.opt, dist), **self.model.record()}
         self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
         self._result: dict[str, MetricValue] = {}
         self._saved_iter = self.start_iter

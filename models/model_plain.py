@@ -43,8 +43,8 @@ def enabled_parts(train: TrainOptions) -> tuple[str, ...]:
 class ModelPlain(ModelBase):
     """KAIR's model for any network with one loss: classification, regression, restoration.
 
-    A subclass overrides `feed_data` (what of a batch goes where) and `netG_forward` (how the network is called), and
-    is a line in MODELS. Between the two, `self.target` is what the loss and the metrics compare the output with.
+    A subclass overrides `feed_data` (what of a batch goes where), `netG_forward` (how the network is called) or
+    `train_loss`, and is a line in MODELS. `self.target` is what the loss and the metrics compare the output with.
     """
 
     input: torch.Tensor
@@ -82,6 +82,15 @@ class ModelPlain(ModelBase):
     def netG_forward(self, netG: nn.Module) -> torch.Tensor:
         """Call the given network (the wrapped netG in training, the bare netE or netG in a test)."""
         return netG(self.input)
+
+    def train_loss(self, output: torch.Tensor) -> torch.Tensor:
+        """What training minimises: the loss of a float32 output of netG, without G_lossfn_weight."""
+        loss: torch.Tensor = self.lossfn(output, self.target)
+        return loss
+
+    def record(self) -> dict[str, Any]:
+        """What decides the bits of an update besides options, data and machine; a resume says if it has changed."""
+        return {}
 
     # Training.
 
@@ -254,8 +263,8 @@ class ModelPlain(ModelBase):
                 self.feed_data(batch)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.opt.train.amp == "bf16"):
                     output = self.netG_forward(wrapped)
-                loss = self.opt.train.G_lossfn_weight * self.lossfn(output.float(), self.target) / len(micro_batches)
-                loss.backward()
+                loss = self.opt.train.G_lossfn_weight * self.train_loss(output.float()) / len(micro_batches)
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         return total
 

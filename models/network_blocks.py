@@ -4,10 +4,27 @@ import torch
 import torch.nn as nn
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm and a shortcut (He et al., CVPR 2016); (B, C, H, W) -> (B, C', H/s, W/s)."""
+class SqueezeExcitation(nn.Module):
+    """Scale each channel by what the whole image says of it (Hu et al., CVPR 2018); (B, C, H, W) -> the same."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 4)
+        self.scale = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale(x.mean(dim=(2, 3)))[:, :, None, None]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm and a shortcut (He et al., CVPR 2016); (B, C, H, W) -> (B, C', H/s, W/s).
+
+    squeeze: reduction of a squeeze-and-excitation at the end of the branch; 0: none.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, squeeze: int = 0) -> None:
         super().__init__()
         self.body = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
@@ -16,6 +33,8 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
+        if squeeze:
+            self.body.append(SqueezeExcitation(out_channels, squeeze))
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(

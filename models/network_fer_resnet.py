@@ -13,7 +13,8 @@ class FerResNet(nn.Module):
 
     stem_stride: 2 halves the image at once, which makes a step much cheaper. widths: channels of each stage;
     each stage after the first halves the image. depths: blocks in each stage. dropout: probability before the
-    classifier. The default has 326k parameters (1.3 MB).
+    classifier. squeeze: reduction of the squeeze-and-excitation in each block; 0: none. The default has 326k parameters
+    (1.3 MB).
     """
 
     def __init__(
@@ -24,12 +25,15 @@ class FerResNet(nn.Module):
         widths: Sequence[int] = (32, 64, 128),
         depths: Sequence[int] = (2, 1, 1),
         dropout: float = 0.0,
+        squeeze: int = 0,
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
             raise ValueError(f"netG.widths: {list(widths)} must be one or more positive numbers")
         if len(widths) != len(depths) or min(depths) < 1:
             raise ValueError(f"netG.depths: {list(depths)} must be positive, one for each of the widths {list(widths)}")
+        if squeeze < 0:
+            raise ValueError(f"netG.squeeze: {squeeze} must be 0 (none) or a positive reduction, such as 4")
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, stem_stride, 1, bias=False),
             nn.BatchNorm2d(widths[0]),
@@ -38,7 +42,7 @@ class FerResNet(nn.Module):
         blocks, channels = [], widths[0]
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             for number in range(depth):
-                blocks.append(ResidualBlock(channels, width, stride=2 if stage and number == 0 else 1))
+                blocks.append(ResidualBlock(channels, width, 2 if stage and number == 0 else 1, squeeze))
                 channels = width
         self.body = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)

@@ -2,6 +2,7 @@
 
 from models.learning_rate import SCHEDULES
 from models.loss import LOSSES
+from models.model_distill import ModelDistill
 from models.model_plain import ModelPlain
 from models.optimizer import OPTIMIZERS
 from models.select_network import NETWORKS
@@ -9,7 +10,7 @@ from utils.utils_dist import Dist
 from utils.utils_option import Options
 from utils.utils_table import Table
 
-MODELS = Table("model", {"plain": ModelPlain}, supplied={"opt", "dist", "seed"})
+MODELS = Table("model", {"plain": ModelPlain, "distill": ModelDistill}, supplied={"opt", "dist", "seed"})
 
 MODEL_TABLES = {
     "model": MODELS,

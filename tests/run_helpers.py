@@ -129,7 +129,7 @@ class Run:
 
     def __init__(self, server: RunServer, folder: Path, options: Mapping[str, Any]) -> None:
         self._server = server
-        self.options = {**options, "path": {"root": str(folder / "experiments")}}
+        self.options = {**options, "path": {**options["path"], "root": str(folder / "experiments")}}
         self.option_file = write_options(self.options, _made(folder) / "tiny.json")
         self.folder = folder / "experiments" / options["task"]
         self.models = self.folder / "models"

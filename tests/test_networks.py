@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn as nn
 
+from models.network_blocks import ResidualBlock, SqueezeExcitation
 from models.select_network import NETWORKS, define_G
 from tests.helpers import validated
 from utils.utils_error import UserError
@@ -154,6 +155,35 @@ def test_number_of_parameters_of_fer_vgg_by_hand() -> None:
     assert num_parameters(define_G(NetOptions(net_type="fer_vgg"))) == expected
 
 
+def test_fer_vgg_without_hidden_layers_classifies_the_mean() -> None:
+    net = built("fer_vgg", hidden=0).eval()
+    for size in (48, 56):
+        images = faces(2, size=size)
+        weight, bias = net.head[1].weight, net.head[1].bias
+        expected = net.body(images).flatten(2).mean(dim=2) @ weight.T + bias
+        torch.testing.assert_close(net(images), expected)
+
+
+def test_squeeze_excitation_by_hand() -> None:
+    block = SqueezeExcitation(8, reduction=2)
+    x = torch.randn(2, 8, 5, 3)
+    first, second = (block.scale[n] for n in (0, 2))
+    assert first.weight.shape == (4, 8)
+    for image, scaled in zip(x, block(x), strict=True):
+        squeezed = torch.stack([channel.sum() / 15 for channel in image])
+        hidden = (first.weight @ squeezed + first.bias).clamp(min=0)
+        gate = 1 / (1 + torch.exp(-(second.weight @ hidden + second.bias)))
+        torch.testing.assert_close(scaled, torch.stack([c * g for c, g in zip(image, gate, strict=True)]))
+
+
+def test_squeeze_adds_two_linear_layers_a_block() -> None:
+    sizes = [num_parameters(built("fer_resnet", squeeze=squeeze)) for squeeze in (0, 2)]
+    blocks = [each for each in built("fer_resnet").modules() if isinstance(each, ResidualBlock)]
+    widths = [block.body[0].out_channels for block in blocks]
+    hidden = [max(width // 2, 4) for width in widths]
+    assert sizes[1] - sizes[0] == sum(2 * w * h + w + h for w, h in zip(widths, hidden, strict=True))
+
+
 @pytest.mark.parametrize("size", [16, 32, 48, 64])
 def test_fer_resnet_takes_other_sizes(size: int) -> None:
     assert built("fer_resnet").eval()(faces(1, size=size)).shape == (1, 7)
@@ -172,6 +202,8 @@ def test_fer_vgg_takes_the_size_it_was_built_for() -> None:
         ("fer_resnet", {"widths": [8, 0], "depths": [1, 1]}, "netG.widths"),
         ("fer_resnet", {"widths": [8, -4], "depths": [1, 1]}, "netG.widths"),
         ("fer_resnet", {"dropout": 1.5}, "dropout"),
+        ("fer_resnet", {"squeeze": -1}, "netG.squeeze: -1"),
+        ("fer_vgg", {"hidden": -1}, "netG.hidden: -1"),
         ("fer_vgg", {"widths": [4] * 6}, "netG.size"),
         ("fer_vgg", {"size": 2}, "netG.size"),
         ("fer_vgg", {"widths": [4, 0]}, "netG.widths"),

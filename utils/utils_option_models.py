@@ -34,6 +34,9 @@ class PathOptions(Section):
     root: Text = Field(default="experiments", description="folder of the experiments; a run writes to <root>/<task>")
     pretrained_netG: Text | None = Field(default=None, description="weights file that initialises netG of a fresh run")
     pretrained_netE: Text | None = Field(default=None, description="weights file that initialises netE of a fresh run")
+    pretrained_netT: Text | None = Field(
+        default=None, description="best_model.pth of the teacher of model distill; needed for training only"
+    )
 
 
 class FallbackOptions(Choice):
@@ -76,6 +79,12 @@ class TrainOptions(Section):
     G_lossfn_type: Text = Field(description="name of the loss")
     G_lossfn_weight: float = Field(default=1.0, gt=0, description="factor of the loss")
     G_lossfn_args: dict[str, Any] = Field(default={}, description="constructor arguments of the loss")
+    distill_weight: float = Field(
+        default=0.5, ge=0, le=1, description="share of the teacher in the loss; model distill only"
+    )
+    distill_temperature: float = Field(
+        default=1.0, gt=0, description="what the logits of both are divided by; model distill only"
+    )
 
     G_optimizer_type: Text = Field(default="adam", description="name of the optimizer")
     G_optimizer_lr: float = Field(gt=0, description="learning rate, per update")
