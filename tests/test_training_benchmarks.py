@@ -1,0 +1,51 @@
+"""The scripts behind docs/fer2013.md: the table of runs, and where the time of an iteration goes."""
+
+import csv
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import fer2013_runs, iteration_profile
+from tests.helpers import tiny_csv, tiny_option_mapping, write_options
+from tests.trained_models import trained
+from utils.utils_error import UserError
+
+__all__ = ["trained"]  # a fixture
+
+
+def test_a_line_tells_what_was_trained_and_where_it_ended(trained: Path) -> None:
+    cells = dict(zip(fer2013_runs.HEADING, fer2013_runs.line(trained.parent), strict=True))
+    with open(trained.parent / "metrics.csv", newline="") as file:
+        tests = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    accuracies = [100 * float(row["accuracy"]) for row in tests]
+    assert cells["best"].startswith(f"{max(accuracies):.2f} %")
+    assert cells["last"] == f"{accuracies[-1]:.2f} %"
+    assert cells["network"] == "fer_resnet 8-8, depths 1-1"
+    assert cells["G file"] == f"{(trained / '60_G.pth').stat().st_size / 1e6:.2f} MB"
+    assert "adamw 0.03" in cells["training"]
+    assert (cells["batches"], cells["seed"]) == ("8", "0")
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=tmp_path.name):
+        fer2013_runs.line(tmp_path)
+
+
+def test_the_profile_covers_the_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = tiny_option_mapping(tmp_path, tiny_csv(tmp_path))
+    options["train"] |= {"total_iter": 100}
+    option_file = write_options(options, tmp_path / "tiny.json")
+    monkeypatch.setattr(sys, "argv", ["iteration_profile", "-opt", str(option_file), "--iterations", "4"])
+    iteration_profile.main()
+    parts, operators = capsys.readouterr().out.split("| operators |")
+    shares = dict(re.findall(r"^\| (.+?) \| ([\d.]+) % \|$", parts, re.MULTILINE))
+    assert list(shares) == list(iteration_profile.PARTS)
+    whole = sum(float(share) for part, share in shares.items() if not part.startswith("of which"))
+    assert 80 < whole < 100.1
+    inside = sum(float(share) for part, share in shares.items() if part.startswith("of which"))
+    assert inside < float(shares["forward, backward, clipping, optimizer"])
+    assert sum(map(float, re.findall(r"([\d.]+) % \|$", operators, re.MULTILINE))) == pytest.approx(100, abs=0.1)
