@@ -1,8 +1,9 @@
 """OPTIMIZERS: torch's own, built from the option file, with no weight decay on norms and biases."""
 
+import inspect
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn as nn
@@ -13,29 +14,46 @@ from utils.utils_table import Table
 logger = logging.getLogger("longhaul")
 
 Groups = list[dict[str, Any]]
+T = TypeVar("T", bound=torch.optim.Optimizer)
+
+
+def without_dynamo(optimizer: type[T]) -> type[T]:
+    """A subclass with the same methods, which do not import torch._dynamo: that costs as much CPU time as torch itself.
+
+    torch wraps them in something that keeps torch.compile out of an optimizer; ours is never compiled.
+    """
+    wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in wrapped}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), methods)
+
+
+Adam = without_dynamo(torch.optim.Adam)
+AdamW = without_dynamo(torch.optim.AdamW)
+SGD = without_dynamo(torch.optim.SGD)
 
 
 def adam(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba, ICLR 2015); weight decay is L2."""
-    return torch.optim.Adam(groups, lr=train.G_optimizer_lr, betas=train.G_optimizer_betas, fused=True)
+    return Adam(groups, lr=train.G_optimizer_lr, betas=train.G_optimizer_betas, fused=True)
 
 
 def adamw(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019)."""
-    return torch.optim.AdamW(groups, lr=train.G_optimizer_lr, betas=train.G_optimizer_betas, fused=True)
+    return AdamW(groups, lr=train.G_optimizer_lr, betas=train.G_optimizer_betas, fused=True)
 
 
 def sgd(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
     """SGD with (Nesterov) momentum."""
     momentum = train.G_optimizer_momentum
     nesterov = train.G_optimizer_nesterov and momentum > 0
-    return torch.optim.SGD(groups, lr=train.G_optimizer_lr, momentum=momentum, nesterov=nesterov, fused=True)
+    return SGD(groups, lr=train.G_optimizer_lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 OPTIMIZERS = Table("optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd})
 
 # What tells the state of one kind of optimizer from that of another, if the option file has changed it.
-_MOMENT = {torch.optim.Adam: "exp_avg", torch.optim.AdamW: "exp_avg", torch.optim.SGD: "momentum_buffer"}
+_MOMENT = {Adam: "exp_avg", AdamW: "exp_avg", SGD: "momentum_buffer"}
 
 
 def define_optimizer(net: nn.Module, train: TrainOptions) -> torch.optim.Optimizer:
