@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+
 from data.select_dataset import (
     DataSource,
     define_test_loaders,
@@ -75,6 +77,7 @@ class Trainer:
         }
         self._machine_record = {**machine_record(self.opt, dist), **self.model.record()}
         self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
+        self._augmented: torch.Tensor | None = None
         self._result: dict[str, MetricValue] = {}
         self._saved_iter = self.start_iter
         # An earlier launch ended the run and wrote everything.
@@ -110,7 +113,7 @@ class Trainer:
         log = self._experiment.log
         log.start(self.start_iter, self.total_iter)
         if log.wants_images and self._has_work:
-            log.image("train/augmented", image_grid(first[1][0]["input"][:32]), self.start_iter)
+            self._augmented = image_grid(first[1][0]["input"][:32])
 
     def batches(self) -> Iterator[tuple[int, list[Batch]]]:
         """(current_iter, micro-batches) of every iteration left, after the test that a stop may have cut off."""
@@ -121,8 +124,11 @@ class Trainer:
             yield from itertools.islice(self._loader, self.total_iter - self.start_iter)
 
     def log_training(self, current_iter: int) -> None:
-        """Log the means since the last call; raises NonFiniteLossError."""
+        """Log the means since the last call, and once a few samples as netG saw them; raises NonFiniteLossError."""
         log = self.model.current_log(current_iter)
+        if self._augmented is not None:
+            self._experiment.log.image("train/augmented", self._augmented, self.start_iter)
+            self._augmented = None
         epoch, lr = self.stream.epoch(current_iter), self.model.current_learning_rate()
         self._experiment.log.training(current_iter, epoch, lr, log, self.stream.batch_size)
 

@@ -5,29 +5,34 @@ import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 logger = logging.getLogger("longhaul")
 
 
 class TensorBoard:
-    """A SummaryWriter that ends with its first failed write: it is said once, and training goes on without it."""
+    """A SummaryWriter that ends with its first failed write: it is said once, and training goes on without it.
+
+    The first event opens the file: a launch does not wait for the import of tensorboard.
+    """
 
     def __init__(self, folder: Path, purge_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
+        self._folder, self._purge_step = folder, purge_step
         self._writer: SummaryWriter | None = None
         self._is_open = True
         self._hook = threading.excepthook
         threading.excepthook = self._thread_has_ended
-        with self._giving_up():
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def add(self, kind: str, *arguments: Any) -> None:
         """Call SummaryWriter.add_<kind>."""
-        writer = self._writer  # its thread may give up meanwhile
-        if writer is not None:
-            with self._giving_up():
+        with self._giving_up():
+            if self._is_open and self._writer is None:
+                self._writer = self._open()
+            writer = self._writer  # its thread may give up meanwhile
+            if writer is not None:
                 getattr(writer, f"add_{kind}")(*arguments)
 
     def close(self) -> None:
@@ -37,6 +42,11 @@ class TensorBoard:
             with self._giving_up():
                 writer.close()
         threading.excepthook = self._hook
+
+    def _open(self) -> "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=self._purge_step)
 
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[None]:
