@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas
 import pytest
 from numpy.typing import NDArray
 
@@ -64,4 +63,4 @@ def forbid_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_args: object, **_kwargs: object) -> None:
         raise AssertionError("the CSV was parsed although there is a cache")
 
-    monkeypatch.setattr(pandas, "read_csv", fail)
+    monkeypatch.setattr("data.dataset_fer2013.read_csv", fail)

@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # Imported once, for all runs; torch.optim imports the compiler when the first optimizer is built.
-import pandas  # noqa: F401
 import torch._dynamo  # noqa: F401
 import torchmetrics.classification  # noqa: F401
 
