@@ -8,7 +8,6 @@ default run draws them, kept in the user's cache folder.
 """
 
 import argparse
-import os
 import platform
 import time
 import warnings
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from benchmarks.measure import hardware
 from data.fer2013_faces import SPLITS
 from data.synthetic_faces import write_synthetic_faces
 from utils.utils_file import cache_folder
@@ -50,14 +50,6 @@ def accuracies_percent(splits: dict[str, Split], inverse_regularisation: float) 
     fit = untyped(C=inverse_regularisation, max_iter=MAX_STEPS)
     fit.fit(*splits["Training"])
     return [100.0 * float(fit.score(*splits[usage])) for usage in SPLITS]
-
-
-def hardware() -> str:
-    """The processor and how many of its cores this process may use."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    cores = os.cpu_count()
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores"
 
 
 def main() -> None:

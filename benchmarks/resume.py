@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.linear_baseline import hardware
+from benchmarks.measure import hardware
 from benchmarks.resume_task import Task, checkpoint_files
 from data.synthetic_faces import write_synthetic_faces
 

@@ -1,0 +1,95 @@
+"""benchmarks.measure on samples made by hand: in which order it measures, and what it calls met or missed."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import measure
+from benchmarks.measure import Limit, Mark, Outcome, Row, interleave, is_missed, read_rows, report
+
+
+def row(ours: list[float], bare: list[float], *marks: Mark | Limit) -> Row:
+    return Row("a loop", "us", "Longhaul", {"bare": bare, "Longhaul": ours}, marks)
+
+
+def outcomes(row: Row) -> list[Outcome]:
+    return [verdict.outcome for verdict in row.verdicts()]
+
+
+def test_contenders_take_turns_and_every_other_round_is_reversed() -> None:
+    calls: list[str] = []
+
+    def contender(name: str) -> float:
+        calls.append(name)
+        return len(calls)
+
+    samples = interleave({name: lambda name=name: contender(name) for name in "abc"}, 3)
+    assert "".join(calls) == "abccbaabc"
+    assert samples == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
+
+
+@pytest.mark.parametrize(
+    ("ours", "outcome"),
+    [
+        ([10.0, 11.0, 12.0], Outcome.MET),  # the median is the mark itself
+        ([11.0, 11.5, 14.0], Outcome.CLOSE),  # 1.15, quartiles 1.125 and 1.275
+        ([11.6, 11.8, 12.0], Outcome.MISSED),  # 1.18, quartiles 1.17 and 1.19
+    ],
+)
+def test_a_mark_is_missed_only_beyond_the_spread(ours: list[float], outcome: Outcome) -> None:
+    assert outcomes(row(ours, [10.0] * 3, Mark(1.1, "bare"))) == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("ours", "outcome"),
+    [([9.5, 9.6, 11.0], Outcome.MET), ([9.0, 9.4, 9.6], Outcome.CLOSE), ([9.0, 9.1, 9.2], Outcome.MISSED)],
+)
+def test_at_least(ours: list[float], outcome: Outcome) -> None:
+    assert outcomes(row(ours, [10.0] * 3, Mark(0.95, "bare", at_least=True))) == [outcome]
+
+
+def test_a_limit_judges_the_value_itself() -> None:
+    assert outcomes(row([3.0, 4.0, 5.0], [1.0] * 3, Limit(4.0), Limit(3.5), Limit(3.4))) == [
+        Outcome.MET, Outcome.CLOSE, Outcome.MISSED,
+    ]  # fmt: skip
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    slow_machine = row([1.0, 10.0, 100.0], [1.0, 10.0, 100.0], Mark(1.0, "bare"))
+    (verdict,) = slow_machine.verdicts()
+    assert (verdict.median, verdict.spread, verdict.outcome) == (1.0, 0.0, Outcome.MET)
+
+
+def test_a_contender_that_is_missing_leaves_its_mark_unmeasured() -> None:
+    alone = row([2.0], [1.0], Mark(1.1, "lightning"))
+    assert outcomes(alone) == [Outcome.UNMEASURED]
+    assert alone.reference is None
+    assert not is_missed([alone])
+    assert "at most 1.1x lightning: not measured" in report(alone)
+    assert is_missed([alone, row([2.0], [1.0], Mark(1.1, "bare"))])
+
+
+def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert measure.is_installed("json")
+    assert not measure.is_installed("json", "no_such_peer")
+    assert capsys.readouterr().err == "no_such_peer: not installed; pip install -r benchmarks/requirements.txt\n"
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(1.5, 0), (1.4, 1)])
+def test_the_command_prints_writes_and_judges(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ratio: float, status: int
+) -> None:
+    file = tmp_path / "rows.json"
+    monkeypatch.setattr("sys.argv", ["benchmark", "--rounds", "2", "--json", str(file)])
+    asked: list[int] = []
+
+    def benchmark(rounds: int) -> list[Row]:
+        asked.append(rounds)
+        return [row([1.5] * rounds, [1.0] * rounds, Mark(ratio, "bare"), Limit(2.0))]
+
+    assert measure.main(benchmark, "what it measures") == status
+    assert asked == [2]
+    assert read_rows(file) == benchmark(2)
+    assert json.loads(file.read_text())[0]["samples"]["Longhaul"] == [1.5, 1.5]
+    assert "1.500x  <- ours" in capsys.readouterr().out
