@@ -5,10 +5,11 @@ PYTHON ?= python3.11 python3 python
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-UNWALKED := -path ./.git -o -path ./$(VENV) -o -path ./experiments -o -path ./trainsets -o -path ./testsets
+PEERS := .venv-bench
+UNWALKED := -path ./.git -o -path ./$(VENV) -o -path ./$(PEERS) -o -path ./experiments -o -path ./trainsets -o -path ./testsets
 
 .DEFAULT_GOAL := help
-.PHONY: help train test drill lint types schema clean
+.PHONY: help train test drill bench peers lint types schema clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | expand -t 10
@@ -21,6 +22,11 @@ test: $(INSTALLED) ## run the test suite
 
 drill: $(INSTALLED) ## run the tests of many minutes: kills, disk faults, ranks that come and go
 	$(BIN)/python -m pytest -m long
+
+bench: $(INSTALLED) ## measure the trainer beside its limits and the peers, many minutes; rewrites docs/benchmarks.*
+	$(if $(wildcard $(PEERS)/installed),$(PEERS)/bin,$(BIN))/python -m benchmarks.bench
+
+peers: $(PEERS)/installed ## install the trainers that `make bench` compares with, in an environment of their own
 
 lint: $(INSTALLED) ## check style and formatting
 	$(BIN)/ruff check .
@@ -53,4 +59,9 @@ $(INSTALLED): requirements.txt
 	fi
 	@echo "Installing requirements.txt into $(VENV); the first time takes some minutes"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(PEERS)/installed: $(INSTALLED) benchmarks/requirements.txt
+	@$(BIN)/python -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r benchmarks/requirements.txt
 	@touch $@

@@ -1,0 +1,117 @@
+"""`make bench`: every benchmark in a process of its own, as a table and a picture; exit status 1 if a mark is missed.
+
+    python -m benchmarks.bench [--only NAME ...] [--rounds N] [--output docs]
+
+Writes benchmarks.md and benchmarks.png. Peers take part where they are installed (`make peers`).
+"""
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.measure import Row, hardware, is_missed, median, read_rows
+from benchmarks.resume import table
+from utils.utils_visualise import save_figure
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+BENCHMARKS = {
+    "loop_overhead": "what the loop costs beside forward, backward and update",
+    "moving_average": "the moving average of the weights, each step",
+    "training_speed": "training images per second, end to end with augmentation",
+}
+PACKAGES = ("torch", "numpy", "lightning", "accelerate", "mindspore")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """The rows of one benchmark; none if it did not end."""
+
+    name: str
+    rows: Sequence[Row]
+
+
+def run(name: str, rounds: int | None) -> Ran:
+    """Run one benchmark in a process of its own; what it prints is seen at once."""
+    print(f"--- python -m benchmarks.{name}: {BENCHMARKS[name]}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "rows.json"
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)]
+        subprocess.run([*command, *(["--rounds", str(rounds)] if rounds else [])], cwd=PROJECT, check=False)
+        return Ran(name, read_rows(file) if file.exists() else [])
+
+
+def markdown(ran: Sequence[Ran]) -> str:
+    """The document: what ran where, the verdicts, and the medians of every contender."""
+    verdicts = [["what", "mark", "measured", "outcome"]]
+    for row in (row for each in ran for row in each.rows):
+        for verdict in row.verdicts():
+            unit = "x" if row.reference else f" {row.unit}"
+            measured = f"{verdict.median:.3g}{unit} ± {verdict.spread:.2g}" if verdict.median == verdict.median else "-"
+            verdicts.append([row.what, str(verdict.mark), measured, str(verdict.outcome)])
+    parts = [
+        "# Benchmarks",
+        "`make bench` writes this file; do not edit it. " + _circumstances(),
+        "Contenders take turns within each round. Ratios are taken round by round and shown as median ± half their "
+        "interquartile range; a mark is missed if the median is beyond it by more. Absolute values hold for this "
+        "machine alone.",
+        "![ours, the limits and the peers](benchmarks.png)",
+        "## The marks",
+        table(verdicts),
+        *(_section(each) for each in ran),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _circumstances() -> str:
+    versions = [f"Python {platform.python_version()}"]
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"{package} is not installed")
+    return f"Measured on {datetime.date.today()}: {hardware()}; {', '.join(versions)}."
+
+
+def _section(ran: Ran) -> str:
+    head = f"## {ran.name}\n\n`python -m benchmarks.{ran.name}`: {BENCHMARKS[ran.name]}."
+    return "\n\n".join([head, *map(_table, ran.rows)] if ran.rows else [head, "It did not end: see its output."])
+
+
+def _table(row: Row) -> str:
+    cells = [["", row.unit, *([f"beside {row.reference}"] if row.reference else [])]]
+    for name, values in row.samples.items():
+        ratio = [f"{median(row.ratios(name, row.reference)):.3f}x"] if row.reference else []
+        cells.append([f"**{name}**" if name == row.ours else name, f"{median(values):,.4g}", *ratio])
+    note = f"\n\n{row.note}" if row.note else ""
+    return f"{row.what}, n = {row.rounds}:\n\n{table(cells)}{note}"
+
+
+def main() -> int:
+    """Run, write, print; the exit status is 1 if a mark is missed or a benchmark did not end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME")
+    parser.add_argument("--rounds", type=int, help="measurements of each contender (default: each benchmark's own)")
+    parser.add_argument("--output", type=Path, default=PROJECT / "docs", metavar="FOLDER")
+    args = parser.parse_args()
+    ran = [run(name, args.rounds) for name in args.only]
+    rows = [row for each in ran for row in each.rows]
+    text = markdown(ran)
+    (args.output / "benchmarks.md").write_text(text)
+    if rows:
+        from benchmarks.picture import figure_of  # matplotlib takes a second to import
+
+        save_figure(figure_of(rows), args.output / "benchmarks.png")
+    print(text)
+    return int(is_missed(rows) or not all(each.rows for each in ran))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""Training images a second of fer_resnet (options/fer.json), end to end with augmentation: CPU time, one thread.
+
+    python -m benchmarks.training_speed [--rounds 5]
+
+The bare loops train on batches that were augmented beforehand. The peers augment sample by sample in a DataLoader.
+$MINDSPORE_PYTHON names the interpreter of an environment with MindSpore, which takes part if it is set.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.contender import PROJECT, contenders
+from benchmarks.loops import command
+from benchmarks.measure import Mark, Row, interleave, is_installed, main
+
+OPTION_FILE = PROJECT / "options" / "fer.json"
+BATCH_SIZE = 64
+NUM_ITERS = 4
+
+FP32 = ("train.amp=null", "train.channels_last=false")
+FP32_LAST = ("train.amp=null", "train.channels_last=true")
+BF16_LAST = ("train.amp=bf16", "train.channels_last=true")
+
+
+def commands(folder: Path) -> dict[str, list[str]]:
+    """Name -> command line of each contender that can run here."""
+
+    def loop(name: str, *changes: str, malloc: str = "kept") -> list[str]:
+        data = ("datasets.train.dataroot=null", "train.checkpoint_save=1000000", "train.checkpoint_test=1000000")
+        own = (f"path.root={folder}", "train.total_iter=1000000000", "train.num_threads=1", "log.tensorboard=false")
+        return command(name, OPTION_FILE, NUM_ITERS, *data, *own, *changes, malloc=malloc)
+
+    found = {
+        "bare fp32": loop("bare", *FP32),
+        "bare fp32, malloc as it is": loop("bare", *FP32, malloc="default"),
+        "bare fp32 channels_last": loop("bare", *FP32_LAST),
+        "bare bf16 channels_last": loop("bare", *BF16_LAST),
+        "Longhaul": loop("longhaul", *BF16_LAST),
+        "KAIR style": loop("kair", *FP32, malloc="default"),
+    }
+    if shutil.which("g++"):
+        found["bare bf16 channels_last compiled"] = loop("bare", *BF16_LAST, "train.compile=true")
+    for peer in ("Accelerate", "Lightning"):
+        if is_installed(peer.lower()):
+            found[peer] = loop(peer.lower(), *FP32, malloc="default")
+    if interpreter := os.environ.get("MINDSPORE_PYTHON"):
+        found["MindSpore"] = [interpreter, "-m", "benchmarks.mindspore_loop", str(BATCH_SIZE), str(NUM_ITERS)]
+    return found
+
+
+def measure(rounds: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with contenders(commands(folder), folder) as started:
+            seconds = interleave(dict(started), rounds)
+    samples = {name: [BATCH_SIZE / value for value in values] for name, values in seconds.items()}
+    marks = (
+        Mark(2.6, "bare fp32", at_least=True),
+        Mark(0.95, "bare bf16 channels_last", at_least=True),
+        *(Mark(1.0, peer, at_least=True) for peer in ("KAIR style", "Accelerate", "Lightning")),
+        Mark(4.0, "MindSpore", at_least=True),
+    )
+    note = "Longhaul trains in bf16 and channels_last, as its option file says; the peers as they come, in fp32."
+    return [Row("training of fer_resnet, batch 64", "images/s", "Longhaul", samples, marks, note)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(measure, __doc__, rounds=5))
