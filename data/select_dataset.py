@@ -147,7 +147,7 @@ def define_train_loader(
     parts = (
         part
         for current_iter in itertools.count(start_iter + 1)
-        for part in np.split(stream.positions(current_iter), num_micro_batches)
+        for part in stream.positions(current_iter).reshape(num_micro_batches, -1)
     )
     positions, drawn = itertools.tee(parts)
     raw = _fetch(source, (stream.samples(part) for part in drawn), dist)
