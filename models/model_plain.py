@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import itertools
 import logging
 import math
@@ -254,7 +255,7 @@ class ModelPlain(ModelBase):
 
     def _accumulate_gradients(self, micro_batches: Sequence[Batch]) -> torch.Tensor:
         """Backward passes of all micro-batches, synchronised in the last one; returns the mean loss."""
-        total = torch.zeros((), device=self.device)
+        losses: list[torch.Tensor] = []
         for number, batch in enumerate(micro_batches, 1):
             is_last = number == len(micro_batches)
             wrapped = self._wrapped
@@ -263,10 +264,15 @@ class ModelPlain(ModelBase):
                 self.feed_data(batch)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.opt.train.amp == "bf16"):
                     output = self.netG_forward(wrapped)
-                loss = self.opt.train.G_lossfn_weight * self.train_loss(output.float()) / len(micro_batches)
+                loss = self.train_loss(output.float())
+                # Even a factor of 1 would cost four small operations, two of them in the backward pass.
+                if self.opt.train.G_lossfn_weight != 1:
+                    loss = self.opt.train.G_lossfn_weight * loss
+                if len(micro_batches) > 1:
+                    loss = loss / len(micro_batches)
                 loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return total
+            losses.append(loss.detach())
+        return functools.reduce(torch.add, losses)
 
     def _is_skipped(self, loss: torch.Tensor, current_iter: int) -> bool:
         """Whether any rank's loss, or the gradient, is not finite; waits for the device. Collective."""
