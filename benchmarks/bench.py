@@ -27,7 +27,7 @@ BENCHMARKS = {
     "moving_average": "the moving average of the weights, each step",
     "training_speed": "training images per second, end to end with augmentation",
 }
-PACKAGES = ("torch", "numpy", "lightning", "accelerate", "mindspore")
+PACKAGES = ("torch", "numpy", "lightning", "accelerate")
 
 
 @dataclasses.dataclass(frozen=True)

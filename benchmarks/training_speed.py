@@ -3,10 +3,8 @@
     python -m benchmarks.training_speed [--rounds 5]
 
 The bare loops train on batches that were augmented beforehand. The peers augment sample by sample in a DataLoader.
-$MINDSPORE_PYTHON names the interpreter of an environment with MindSpore, which takes part if it is set.
 """
 
-import os
 import shutil
 import sys
 import tempfile
@@ -46,8 +44,6 @@ def commands(folder: Path) -> dict[str, list[str]]:
     for peer in ("Accelerate", "Lightning"):
         if is_installed(peer.lower()):
             found[peer] = loop(peer.lower(), *FP32, malloc="default")
-    if interpreter := os.environ.get("MINDSPORE_PYTHON"):
-        found["MindSpore"] = [interpreter, "-m", "benchmarks.mindspore_loop", str(BATCH_SIZE), str(NUM_ITERS)]
     return found
 
 
@@ -61,7 +57,6 @@ def measure(rounds: int) -> list[Row]:
         Mark(2.6, "bare fp32", at_least=True),
         Mark(0.95, "bare bf16 channels_last", at_least=True),
         *(Mark(1.0, peer, at_least=True) for peer in ("KAIR style", "Accelerate", "Lightning")),
-        Mark(4.0, "MindSpore", at_least=True),
     )
     note = "Longhaul trains in bf16 and channels_last, as its option file says; the peers as they come, in fp32."
     return [Row("training of fer_resnet, batch 64", "images/s", "Longhaul", samples, marks, note)]
