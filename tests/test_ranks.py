@@ -1,0 +1,145 @@
+"""What a rank is given: its share of the cores, and the buffers of rank 0 where training may read them."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.model_base import ModelBase, may_read_buffers
+from tests.helpers import free_port, net_options, same_tensors
+from tests.run_helpers import PROJECT
+from utils.utils_dist import process_group
+
+NUM_RANKS = 2
+Weights = dict[str, torch.Tensor]
+
+
+class Centred(nn.Module):
+    """Logits of what is left of an image (B, 256) after the mean of the images before; training reads a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(256, 7)
+        self.register_buffer("mean", torch.zeros(256))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.head(x - self.mean)
+        self.mean = torch.lerp(self.mean, x.mean(0), 0.5)
+        return logits
+
+
+class OwnNorm(nn.BatchNorm1d):
+    """Whatever a user makes of batch norm."""
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(256, 16), nn.BatchNorm1d(16), nn.Linear(16, 7))
+
+
+NETWORKS = {"normed": normed, "centred": Centred}
+
+
+def trained(net: nn.Module, wrapped: nn.Module, rank: int) -> Weights:
+    """Three updates on batches of this rank's own."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(3):
+        images, classes = torch.rand(4, 256, generator=generator), torch.randint(7, (4,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(wrapped(images + rank), classes).backward()
+        optimizer.step()
+    return net.state_dict()
+
+
+def run_rank(rank: int, port: int, folder: Path) -> None:
+    """What a process that torchrun starts does: train both networks, wrapped by us and by hand."""
+    given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": NUM_RANKS, "LOCAL_WORLD_SIZE": NUM_RANKS}
+    os.environ.update({key: str(value) for key, value in given.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    with process_group(num_threads=1) as dist:
+        ours = ModelBase(net_options(), dist, 0)
+        wrappers = {
+            "ours": ours.wrap,
+            "synced": lambda net: DistributedDataParallel(net, forward_sync_buffers=True),
+            "unsynced": lambda net: DistributedDataParallel(net, forward_sync_buffers=False),
+        }
+        for name, define in NETWORKS.items():
+            for way, wrap in wrappers.items():
+                torch.manual_seed(0)
+                net = define()
+                torch.save(trained(net, wrap(net), rank), folder / f"{name}_{way}_{rank}.pth")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights after training on two ranks: <network>_<way>_<rank>.pth."""
+    folder, port = tmp_path_factory.mktemp("ranks"), free_port()
+    context = multiprocessing.get_context("fork")  # torch is imported already, and importing it takes seconds
+    ranks = [context.Process(target=run_rank, args=(rank, port, folder)) for rank in range(NUM_RANKS)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0] * NUM_RANKS
+    return folder
+
+
+def weights(folder: Path, name: str, way: str, rank: int = 0) -> Weights:
+    return torch.load(folder / f"{name}_{way}_{rank}.pth", weights_only=True)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_rank_0_saves_does_not_depend_on_how_buffers_are_shared(folder: Path, name: str) -> None:
+    assert same_tensors(weights(folder, name, "ours"), weights(folder, name, "synced"))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_ranks_have_the_same_parameters(folder: Path, name: str) -> None:
+    parameters = [key for key, _ in NETWORKS[name]().named_parameters()]
+    one, other = (weights(folder, name, "ours", rank) for rank in range(NUM_RANKS))
+    assert same_tensors({key: one[key] for key in parameters}, {key: other[key] for key in parameters})
+
+
+def test_ranks_that_read_buffers_of_their_own_would_be_noticed(folder: Path) -> None:
+    assert not same_tensors(weights(folder, "centred", "unsynced"), weights(folder, "centred", "synced"))
+
+
+def test_batch_norms_statistics_are_not_sent_in_every_forward_pass(folder: Path) -> None:
+    statistics = [weights(folder, "normed", "ours", rank)["1.running_mean"] for rank in range(NUM_RANKS)]
+    assert not statistics[0].equal(statistics[1])
+
+
+@pytest.mark.parametrize(
+    ("net", "may"),
+    [
+        (nn.Linear(2, 2), False),
+        (normed(), False),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), False),
+        (Centred(), True),
+        (nn.Sequential(normed(), Centred()), True),
+        (nn.Sequential(OwnNorm(2)), True),
+    ],
+)
+def test_only_torchs_own_batch_norm_is_known_not_to_read_its_buffers(net: nn.Module, may: bool) -> None:
+    assert may_read_buffers(net) is may
+
+
+@pytest.mark.parametrize(("option", "wanted"), [(None, 4), (3, 3)])
+def test_the_cores_are_shared_among_the_ranks_whatever_torchrun_says(option: int | None, wanted: int) -> None:
+    """torchrun sets OMP_NUM_THREADS=1 where nothing is set, which torch reads when it is imported."""
+    code = (
+        "import torch; from utils import utils_dist\n"
+        "utils_dist._num_cores = lambda: 8\n"
+        f"with utils_dist.process_group({option}) as dist: print(dist.num_threads, torch.get_num_threads())\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}
+    environment.pop("WORLD_SIZE", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(wanted)] * 2
