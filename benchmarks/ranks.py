@@ -1,0 +1,62 @@
+"""Training speed of two ranks of one thread beside that of one rank of two threads: `python -m benchmarks.ranks`.
+
+Each measurement is a launch of main_train.py with options/fer.json on generated faces; wall time counts, so both cores
+must be free.
+"""
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.measure import Mark, Row, interleave, main, median
+
+PROJECT = Path(__file__).resolve().parent.parent
+NUM_ITERS, PRINT_EVERY = 80, 10
+
+
+def images_per_s(num_ranks: int, num_threads: int, num_iters: int = NUM_ITERS) -> float:
+    """The median of a launch's log lines but the first, in which everything warms up."""
+    with tempfile.TemporaryDirectory() as root:
+        changes = {
+            "path.root": root,
+            "task": "run",
+            "datasets.train.dataroot": "null",
+            "datasets.test.dataroot": "null",
+            "train.total_epochs": "null",
+            "train.total_iter": num_iters,
+            "train.checkpoint_print": PRINT_EVERY,
+            "train.checkpoint_save": num_iters,
+            "train.checkpoint_test": num_iters,
+            "train.num_threads": num_threads,
+            "val.save_img": "false",
+            "log.tensorboard": "false",
+        }
+        launcher = [sys.executable]
+        if num_ranks > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
+        options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+        subprocess.run(
+            [*launcher, "main_train.py", "-opt", "options/fer.json", *options],
+            cwd=PROJECT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"},
+        )  # fmt: skip
+        with open(Path(root) / "run" / "metrics.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    return median([float(row["images_per_s"]) for row in rows[1:]])
+
+
+def measure(rounds: int, num_iters: int = NUM_ITERS) -> list[Row]:
+    """One row: images/s."""
+    one, two = "1 rank x 2 threads", "2 ranks x 1 thread"
+    contenders = {one: lambda: images_per_s(1, 2, num_iters), two: lambda: images_per_s(2, 1, num_iters)}
+    samples = interleave(contenders, rounds)
+    cores = len(os.sched_getaffinity(0))
+    note = "" if cores >= 2 else f"Measured on {cores} core: this says nothing about two."
+    return [Row("training on two ranks", "images/s", two, samples, (Mark(0.95, one, at_least=True),), note)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(measure, __doc__, rounds=3))
