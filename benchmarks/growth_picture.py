@@ -51,7 +51,6 @@ def _draw_memory(panel: "Axes", section: Section) -> None:
 def _frame(panel: "Axes", section: Section) -> None:
     if section.title == "iterations":
         panel.set_ylim(0, 1.3 * panel.get_ylim()[1])
-        panel.ticklabel_format(axis="x", style="plain")
         panel.set_xticks([0, section.points[-1].x], ["0", f"{section.points[-1].x:,.0f}"])
     else:
         panel.set_xscale("log", base=2 if section.title in ("batch size", "ranks") else 10)
