@@ -82,7 +82,7 @@ def batch_sizes(folder: Path, quick: bool) -> Section:
     """Batches of 8 to 512 images of 48x48."""
     points = []
     for size in (8, 16) if quick else (8, 16, 32, 64, 128, 256, 512):
-        job = turns(Job(SMALL, size, 4096, 48, 0, 0), 32 // size if quick else max(1, 256 // size), num_turns(quick))
+        job = turns(Job(SMALL, size, 4096, 48, 0, 0), 32 // size if quick else max(1, 128 // size), num_turns(quick))
         points.append(point(size, job, run(job, folder / f"batch_{size}")))
     return Section("batch size", "images", points)
 
@@ -90,7 +90,7 @@ def batch_sizes(folder: Path, quick: bool) -> Section:
 def parameters(folder: Path, quick: bool) -> Section:
     """Networks of a thousand to a hundred million parameters, on batches of 8 images of 16x16."""
     points = []
-    for width, every in ((2, 100), (6, 100), (18, 50), (58, 10), (183, 2), (579, 1))[: 2 if quick else None]:
+    for width, every in ((2, 20), (6, 20), (18, 20), (58, 5), (183, 1), (579, 1))[: 2 if quick else None]:
         job = turns(Job((width, 2 * width, 4 * width), 8, 2000, 16, 0, 0), 4 if quick else every, num_turns(quick))
         notes = run(job, folder / f"width_{width}")
         points.append(point(notes[0].num_parameters, job, notes))
@@ -104,7 +104,7 @@ def data_sizes(folder: Path, quick: bool) -> Section:
     """A thousand to a million resident images of 48x48, in batches of 8."""
     points, shuffles = [], []
     for size in (1000, 2000) if quick else (1000, 10_000, 100_000, 1_000_000):
-        job = turns(Job(TINY, 8, size, 48, 0, 0), 4 if quick else 50, num_turns(quick))
+        job = turns(Job(TINY, 8, size, 48, 0, 0), 4 if quick else 20, num_turns(quick))
         points.append(point(size, job, run(job, folder / f"samples_{size}")))
         shuffles.append(f"{size:,} in {milliseconds_to_shuffle(size):.2f} ms")
     return Section(
