@@ -9,6 +9,7 @@ import pickle
 import random
 import signal
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from utils.utils_checkpoint import (
 )
 from utils.utils_error import UserError
 from utils.utils_file import TEMPORARY_NAME, sha256_of
-from utils.utils_state_file import load_state, write_model
+from utils.utils_state_file import check_finite, crc_damage, load_state, write_model
 
 NUM_RENAMES = len(PARTS) + 1
 DAMAGES = {"flipped bit": flip_bit, "zero hole": punch_hole, "truncation": truncate, "missing file": Path.unlink}
@@ -664,3 +665,34 @@ def test_a_model_file_is_whole_and_finite_or_not_written(tmp_path: Path) -> None
     assert path.read_bytes() == before
     assert torch.load(path, weights_only=True)["iter"] == 4
     assert names(tmp_path) == {"best_model.pth"}
+
+
+def test_only_files_without_a_manifest_carry_checksums(tmp_path: Path) -> None:
+    CheckpointFolder(tmp_path).commit(states(1), manifest(4), 2)
+    write_model(tmp_path / "best_model.pth", states(1)["G"])
+
+    def crcs(name: str) -> set[bool]:
+        with zipfile.ZipFile(tmp_path / name) as archive:
+            return {entry.CRC != 0 for entry in archive.infolist()}
+
+    assert {part: crcs(f"4_{part}.pth") for part in PARTS} == {part: {False} for part in PARTS}
+    assert crcs("best_model.pth") == {True}
+    assert crc_damage(tmp_path / "4_G.pth") is None  # a file without checksums is not a damaged one
+    flip_bit(tmp_path / "best_model.pth")
+    assert crc_damage(tmp_path / "best_model.pth") is not None
+    assert torch.serialization.get_crc32_options()  # whoever else saves in this process gets them
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_every_value_that_is_not_finite_is_found(dtype: torch.dtype, bad: float) -> None:
+    largest = torch.finfo(dtype).max
+    state = {"weight": torch.tensor([largest, largest, -1.0, largest], dtype=dtype), "none": torch.empty(0)}
+    check_finite("x", state)  # although its sum overflows
+    for place in range(4):
+        damaged = {**state, "weight": state["weight"].clone()}
+        damaged["weight"][place] = bad
+        with pytest.raises(FloatingPointError, match="weight"):
+            check_finite("x", damaged)
+    with pytest.raises(FloatingPointError):
+        check_finite("x", {"weight": torch.tensor([float("inf"), -float("inf")], dtype=dtype)})

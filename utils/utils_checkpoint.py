@@ -86,7 +86,8 @@ class CheckpointFolder:
             records = {}
             for part, state in states.items():
                 name = set_file_name(manifest.iteration, part)
-                records[part] = write_state(stack.enter_context(atomic_write(self.folder / name)), name, state)
+                file = stack.enter_context(atomic_write(self.folder / name))
+                records[part] = write_state(file, name, state, with_crc=False)  # the manifest has the SHA-256
         committed = dataclasses.replace(manifest, files=records, saved_at=f"{datetime.datetime.now():%F %T}")
         with atomic_write(self.folder / manifest_name(manifest.iteration), "w") as file:
             file.write(_manifest_text(committed))

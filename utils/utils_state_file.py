@@ -92,10 +92,18 @@ class _HashingFile:
         return self._hash.hexdigest()
 
 
-def write_state(file: IO[bytes], name: str, state: Any) -> FileRecord:
-    """Save `state` to an open file of that name; TypeError names anything that `load_state` would refuse."""
+def write_state(file: IO[bytes], name: str, state: Any, with_crc: bool = True) -> FileRecord:
+    """Save `state` to an open file of that name; TypeError names anything that `load_state` would refuse.
+
+    with_crc: torch's checksums, for files whose record is kept nowhere; where it is, they would be work done twice.
+    """
     hashing = _HashingFile(file)
-    torch.save(state, hashing)  # type: ignore[arg-type]  # write and flush are all that it calls
+    computes_crc = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(with_crc)
+    try:
+        torch.save(state, hashing)  # type: ignore[arg-type]  # write and flush are all that it calls
+    finally:
+        torch.serialization.set_crc32_options(computes_crc)
     hashing.flush()
     # A wrong object must fail here, named, and not when the run wants to resume from it.
     if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
@@ -106,8 +114,13 @@ def write_state(file: IO[bytes], name: str, state: Any) -> FileRecord:
 def check_finite(name: str, state: Any) -> None:
     """Raise FloatingPointError, naming the first tensor of `state` that holds NaN or infinity."""
     for place, tensor in tensors_in(state):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if tensor.is_floating_point() and not _is_finite(tensor.detach()):
             raise FloatingPointError(f"{name} would hold non-finite values in {place or 'it'}; it was not saved")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    # NaN and infinity stay in a sum, which takes a tenth of the time; large values may overflow it, and are looked at.
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def tensors_in(state: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
@@ -120,10 +133,14 @@ def tensors_in(state: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]
 
 
 def crc_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint that no manifest vouches for; None when its zip CRCs hold."""
+    """What is wrong with a checkpoint that no manifest vouches for; None when its zip CRCs hold.
+
+    Of a file without CRCs, which a manifest should vouch for, only the directory is checked.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            has_crc = any(entry.CRC for entry in archive.infolist())
+            damaged = archive.testzip() if has_crc else None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         return f"{path.name} is not a whole file ({error})"  # a damaged directory raises many things
     return f"{path.name}: the checksum of {damaged} does not hold" if damaged else None
