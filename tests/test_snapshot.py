@@ -159,6 +159,17 @@ def test_buffers_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not allocated
 
 
+def test_nothing_is_written_before_the_copy_is_complete(
+    writer: BackgroundWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU the copy goes on after `take`."""
+    done: list[str] = []
+    monkeypatch.setattr(Snapshot, "wait", lambda _self: done.append("copied"))
+    writer.save(KIND, {}, lambda _copied: done.append("written"))
+    writer.wait()
+    assert done == ["copied", "written"]
+
+
 def test_a_tensor_that_grows_gets_a_buffer_that_fits() -> None:
     snapshot = Snapshot()
     for size in (2, 5, 3):

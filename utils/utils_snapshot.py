@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import copy
+import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -14,24 +15,56 @@ logger = logging.getLogger("longhaul")
 
 
 class Snapshot:
-    """A copy of a nested state in host buffers that are allocated once (pinned where the state lives on a GPU)."""
+    """A copy of a nested state in host buffers that are allocated once (pinned where the state lives on a GPU).
+
+    A GPU clones its state, which takes one pass over its memory, and trains on, while a second stream carries the clone
+    to the host. Neither the loop nor the GPU waits, unless there is no memory for the clone.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._stream: torch.cuda.Stream | None = None
+        self._copied: torch.cuda.Event | None = None
 
     def take(self, state: Any) -> Any:
-        """Copy `state` (containers, tensors, Python values); complete on return, valid until the next call.
+        """Copy `state` (containers, tensors, Python values); complete after `wait`, valid until the next call.
 
         Strides are kept, so that on the CPU the copy is a memcpy for channels_last weights too.
         """
         targets: list[torch.Tensor] = []
         sources: list[torch.Tensor] = []
         copied = self._walk(state, (), targets, sources)
-        if targets:
-            torch._foreach_copy_(targets, sources, non_blocking=True)
-            if any(source.is_cuda for source in sources):
-                torch.cuda.current_stream().synchronize()
+        self._copied = None
+        on_gpu = [source.is_cuda for source in sources]
+        on_host = [not is_cuda for is_cuda in on_gpu]
+        if any(on_host):
+            torch._foreach_copy_(_chosen(targets, on_host), _chosen(sources, on_host))
+        if any(on_gpu):
+            self._copy_from_gpu(_chosen(targets, on_gpu), _chosen(sources, on_gpu))
         return copied
+
+    def wait(self) -> None:
+        """Return when the last `take` is complete. From any thread; on the CPU it always is."""
+        if self._copied is not None:
+            self._copied.synchronize()
+
+    def _copy_from_gpu(self, targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+        try:
+            clones = [torch.empty_like(source) for source in sources]
+        except torch.OutOfMemoryError:
+            for target, source in zip(targets, sources, strict=True):
+                target.copy_(source)
+            return
+        torch._foreach_copy_(clones, sources)
+        device = sources[0].device
+        self._stream = self._stream or torch.cuda.Stream(device)
+        self._stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._stream):
+            for target, clone in zip(targets, clones, strict=True):
+                target.copy_(clone, non_blocking=True)
+                clone.record_stream(self._stream)  # so that its memory is used again only after the copy
+        self._copied = torch.cuda.Event(blocking=True)  # the writer sleeps in `wait`: it must not take a core
+        self._copied.record(self._stream)
 
     def _walk(
         self, state: Any, place: tuple[Any, ...], targets: list[torch.Tensor], sources: list[torch.Tensor]
@@ -64,6 +97,10 @@ class Snapshot:
         return buffer
 
 
+def _chosen(tensors: list[torch.Tensor], flags: list[bool]) -> list[torch.Tensor]:
+    return list(itertools.compress(tensors, flags))
+
+
 class BackgroundWriter:
     """Writes snapshots on one thread; per kind (the checkpoint set, the best model) one save is in flight.
 
@@ -88,9 +125,15 @@ class BackgroundWriter:
         """Snapshot `state` now and call `write(copy)` in the background; waits for an earlier save of this kind."""
         self._wait_for(kind)
         self._failed.pop(kind, None)
-        snapshot = self._snapshots.setdefault(kind, Snapshot()).take(state)
+        snapshot = self._snapshots.setdefault(kind, Snapshot())
+        copied = snapshot.take(state)
+
+        def write_copied() -> None:
+            snapshot.wait()
+            write(copied)
+
         self._submit_failed()
-        self._submit(kind, lambda: write(snapshot))
+        self._submit(kind, write_copied)
 
     def wait(self) -> None:
         """Return when everything submitted is on disk or has failed."""
