@@ -18,6 +18,7 @@ from data.synthetic_faces import write_synthetic_faces
 from data.synthetic_hands import write_synthetic_hands
 from data.train_stream import Indices, TrainStream
 from data.transforms import TRANSFORMS, Batch, Pipeline, Transform
+from data.upload import upload
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_file import cache_folder, project_path
@@ -248,7 +249,7 @@ def _fetch(source: DataSource, drawn: Iterable[Indices], dist: Dist) -> Iterator
 def _fetch_resident(dataset: ResidentDataset, drawn: Iterable[Indices], device: torch.device) -> Iterator[Batch]:
     tensors = {key: value.to(device) for key, value in dataset.resident().items()}
     for samples in drawn:
-        index = torch.from_numpy(samples).to(device, non_blocking=True)
+        index = upload(samples, device)
         batch: Batch = {key: value.index_select(0, index) for key, value in tensors.items()}
         batch["name"] = [dataset.name(int(sample)) for sample in samples]
         yield batch

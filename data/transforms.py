@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from data.upload import upload
 from utils.utils_error import UserError
 from utils.utils_seed import uniform
 from utils.utils_table import Table
@@ -218,7 +219,7 @@ class Mixup:
             if self.num_classes is None:
                 raise UserError("mixup: the data set has class ids as targets and does not name its classes")
             target = F.one_hot(target, self.num_classes).float()
-        weight = torch.from_numpy(self._weights(positions, seed)).to(images.device, non_blocking=True)
+        weight = upload(self._weights(positions, seed), images.device)
         return {**batch, "input": _mix(images, weight), "target": _mix(target, weight)}
 
     def _weights(self, positions: Positions, seed: int) -> npt.NDArray[np.float32]:
@@ -283,7 +284,7 @@ def _per_image(values: npt.NDArray[np.float32], images: torch.Tensor) -> torch.T
 
 
 def _to(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(device, non_blocking=True)
+    return upload(np.ascontiguousarray(values, dtype=np.float32), device)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -30,20 +30,20 @@ def evaluate(
     built: dict[str, Metric] = {
         name: METRICS.build(name, {}, num_classes=num_classes).to(model.device) for name in metrics
     }
-    loss_and_count = torch.zeros(2, dtype=torch.float64, device=model.device)
+    loss_sum, num_samples = torch.zeros((), dtype=torch.float64, device=model.device), 0
     for batch in loader:
         if should_stop():
             return None
         if batch is None:
             continue
         output = model.test(batch)
-        count = len(output)
-        loss_and_count += torch.stack([model.test_loss(output).double() * count, loss_and_count.new_tensor(count)])
+        loss_sum += model.test_loss(output).double() * len(output)
+        num_samples += len(output)
         for metric in built.values():
             metric.update(output, model.target)
         if observe:
             observe(batch, output, model.target)
-    loss, count = model.dist.sum(loss_and_count).tolist()
+    loss, count = model.dist.sum(torch.stack([loss_sum, loss_sum.new_tensor(num_samples)])).tolist()
     result: dict[str, MetricValue] = {"loss": loss / count}
     for name, metric in built.items():
         with warnings.catch_warnings():
