@@ -209,6 +209,7 @@ def _device(local_rank: int, local_world_size: int) -> torch.device:
             f"use torchrun --nproc_per_node={torch.cuda.device_count()}"
         )
     torch.cuda.set_device(local_rank)
+    torch.backends.cudnn.deterministic = True  # algorithms that add atomically would end an exact resume
     return torch.device("cuda", local_rank)
 
 

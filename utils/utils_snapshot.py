@@ -57,13 +57,14 @@ class Snapshot:
             return
         torch._foreach_copy_(clones, sources)
         device = sources[0].device
-        self._stream = self._stream or torch.cuda.Stream(device)
+        self._stream = self._stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
             for target, clone in zip(targets, clones, strict=True):
                 target.copy_(clone, non_blocking=True)
                 clone.record_stream(self._stream)  # so that its memory is used again only after the copy
-        self._copied = torch.cuda.Event(blocking=True)  # the writer sleeps in `wait`: it must not take a core
+        # Blocking: the writer sleeps in `wait`, it must not take a core.
+        self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._copied.record(self._stream)
 
     def _walk(

@@ -1,0 +1,196 @@
+"""The loop where work is queued: nothing in it waits for the device, and saves and resumes are exact all the same.
+
+These tests run on the device that a launch would take. On a GPU torch itself finds whoever waits; on the CPU, where
+nothing is queued, a dispatch mode finds the calls that would wait on a GPU.
+"""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import main_train
+from models.model_plain import ModelPlain
+from tests.helpers import changed, tiny_csv, tiny_option_mapping, validated, write_options
+from tests.run_helpers import PARTS
+from trainer import Batch, Trainer
+from utils.utils_dist import process_group
+from utils.utils_file import sha256_of
+from utils.utils_signal import StopRequest
+from utils.utils_snapshot import Snapshot
+
+HAS_GPU = torch.cuda.is_available()
+needs_gpu = pytest.mark.skipif(not HAS_GPU, reason="needs a GPU")
+
+FIRST, LAST, TOTAL = 4, 24, 26
+"""The iterations from FIRST to LAST must not wait; compiling, and the test and the save at the end, may."""
+
+_READS_VALUES = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "is_nonzero", "equal")
+
+
+class Waits(RuntimeError):
+    """A call whose result depends on values, so that a GPU has to be waited for."""
+
+
+class RefusesToWait(TorchDispatchMode):
+    """What torch.cuda.set_sync_debug_mode("error") does, for code that runs on the CPU."""
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        is_masked = name == "index" and any(each is not None and each.dtype == torch.bool for each in args[1])
+        if is_masked or name in _READS_VALUES:
+            raise Waits(f"called a synchronizing operation, {func}")
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def nothing_waits() -> Iterator[None]:
+    if not HAS_GPU:
+        with RefusesToWait():
+            yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def options(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A run on everything at once; it prints, tests and saves at its end alone."""
+    rare = {f"train__checkpoint_{what}": 10 * TOTAL for what in ("print", "test", "save")}
+    mapping = tiny_option_mapping(folder / "experiments", tiny_csv(folder))
+    mapping = changed(mapping, train__total_iter=TOTAL, train__amp="bf16", train__channels_last=True, **rare)
+    if not HAS_GPU:  # there one_hot looks at its values, which it leaves to the kernel on a GPU
+        train = mapping["datasets"]["train"]
+        train["transforms"] = [each for each in train["transforms"] if each["type"] != "mixup"]
+    return changed(mapping, **changes)
+
+
+def train(mapping: dict[str, Any], folder: Path) -> int:
+    """A launch in this process."""
+    opt, option_file = validated(mapping), write_options(mapping, folder / "options.json")
+    with process_group(opt.train.num_threads) as dist, StopRequest(dist) as stop:
+        return main_train.train(opt, dist, stop, option_file, dry_run=False)
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Refuse to wait in the middle of every run; the iterations that were watched, from batch to batch."""
+    batches, seen = Trainer.batches, []
+    watch = contextlib.ExitStack()
+
+    def watched_batches(self: Trainer) -> Iterator[tuple[int, list[Batch]]]:
+        for current_iter, micro_batches in batches(self):
+            if current_iter == FIRST:
+                watch.enter_context(nothing_waits())
+            if current_iter == LAST:
+                watch.close()
+            if FIRST <= current_iter < LAST:
+                seen.append(current_iter)
+            yield current_iter, micro_batches
+
+    monkeypatch.setattr(Trainer, "batches", watched_batches)
+    with watch:
+        yield seen
+
+
+@pytest.mark.parametrize(("optimizer", "accumulation"), [("sgd", 1), ("adamw", 2)])
+def test_no_iteration_waits_for_the_device(
+    tmp_path: Path, watched: list[int], optimizer: str, accumulation: int
+) -> None:
+    mapping = options(tmp_path, train__G_optimizer_type=optimizer, train__G_accumulation_steps=accumulation)
+    assert train(mapping, tmp_path) == 0
+    assert watched == list(range(FIRST, LAST))
+
+
+@needs_gpu
+@pytest.mark.filterwarnings("default")  # torch.compile's own
+def test_no_compiled_iteration_waits_for_the_device(tmp_path: Path, watched: list[int]) -> None:
+    assert train(options(tmp_path, train__compile=True, train__G_accumulation_steps=1), tmp_path) == 0
+    assert watched == list(range(FIRST, LAST))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        pytest.param(lambda model: model.netG.head.bias.sum().item(), id="item"),
+        pytest.param(lambda model: model.input[model.input > 0], id="boolean index"),
+        pytest.param(lambda model: model._losses[-1].tolist(), id="tolist", marks=needs_gpu),  # no call on the CPU
+    ],
+)
+@pytest.mark.usefixtures("watched")
+def test_whoever_waits_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait: Callable[[ModelPlain], Any]
+) -> None:
+    update = ModelPlain.update_E
+
+    def update_and_wait(self: ModelPlain, current_iter: int) -> None:
+        update(self, current_iter)
+        wait(self)
+
+    monkeypatch.setattr(ModelPlain, "update_E", update_and_wait)
+    with pytest.raises(RuntimeError, match="called a synchronizing"):
+        train(options(tmp_path), tmp_path)
+
+
+def test_a_resume_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    mapping = options(tmp_path, train__checkpoint_save=TOTAL // 2, train__total_iter=TOTAL)
+    models = tmp_path / "experiments" / "tiny" / "models"
+
+    def last_set() -> dict[str, str]:
+        return {part: sha256_of(models / f"{TOTAL}_{part}.pth") for part in PARTS}
+
+    assert train(mapping, tmp_path) == 0
+    straight = last_set()
+    for path in [*models.glob(f"{TOTAL}_*"), models / "final_model.pth"]:
+        path.unlink()
+    assert train(mapping, tmp_path) == 0
+    launches = json.loads((models.parent / "status.json").read_text())["launches"]
+    assert [launch["from_iter"] for launch in launches] == [0, TOTAL // 2]
+    assert last_set() == straight
+
+
+@needs_gpu
+def test_a_snapshot_is_of_its_moment_and_waits_for_nothing() -> None:
+    state = {
+        "large": torch.randn(1 << 26, device="cuda"),
+        "step": torch.tensor(3.0, device="cuda"),
+        "host": torch.ones(2),
+    }
+    state["filters"] = torch.randn(8, 4, 3, 3, device="cuda").to(memory_format=torch.channels_last)
+    state["sliced"] = torch.randn(6, 6, device="cuda")[::2]
+    snapshot = Snapshot()
+    snapshot.take(state)  # allocates the buffers
+    snapshot.wait()
+    for _ in range(3):
+        expected = {name: tensor.cpu() for name, tensor in state.items()}
+        with nothing_waits():
+            copied = snapshot.take(state)
+            for tensor in state.values():
+                tensor.add_(1)
+        snapshot.wait()
+        assert all(torch.equal(copied[name], tensor) for name, tensor in expected.items())
+        assert copied["large"].is_pinned()
+        assert copied["filters"].stride() == state["filters"].stride()
+
+
+@needs_gpu
+def test_without_memory_for_a_clone_a_snapshot_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, snapshot = {"weight": torch.randn(1 << 20, device="cuda")}, Snapshot()
+    snapshot.take(state)
+    snapshot.wait()
+    state["weight"].add_(1)
+
+    def full(*_args: Any, **_kwargs: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(torch, "empty_like", full)
+    copied = snapshot.take(state)
+    snapshot.wait()
+    assert torch.equal(copied["weight"], state["weight"].cpu())
