@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import Row, hardware, is_missed, median, read_rows
+from benchmarks.measure import Limit, Row, hardware, is_missed, median, read_rows
 from benchmarks.resume import table
 from utils.utils_visualise import save_figure
 
@@ -53,9 +53,8 @@ def markdown(ran: Sequence[Ran]) -> str:
     verdicts = [["what", "mark", "measured", "outcome"]]
     for row in (row for each in ran for row in each.rows):
         for verdict in row.verdicts():
-            unit = "x" if row.reference else f" {row.unit}"
-            measured = f"{verdict.median:.3g}{unit} ± {verdict.spread:.2g}" if verdict.median == verdict.median else "-"
-            verdicts.append([row.what, str(verdict.mark), measured, str(verdict.outcome)])
+            mark = f"{verdict.mark}{f' {row.unit}' if isinstance(verdict.mark, Limit) else ''}"
+            verdicts.append([row.what, mark, verdict.measured, str(verdict.outcome)])
     parts = [
         "# Benchmarks",
         "`make bench` writes this file; do not edit it. " + _circumstances(),

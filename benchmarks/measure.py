@@ -63,11 +63,15 @@ class Verdict:
     spread: float
     outcome: Outcome
 
-    def __str__(self) -> str:
+    @property
+    def measured(self) -> str:
+        """The median and its spread, as 1.05x ± 0.01; empty if it was not measured."""
         if self.outcome is Outcome.UNMEASURED:
-            return f"{self.mark}: {self.outcome}"
-        unit = "x" if isinstance(self.mark, Mark) else ""
-        return f"{self.mark}: {self.median:.3g}{unit} (spread {self.spread:.2g}), {self.outcome}"
+            return ""
+        return f"{self.median:.3g}{'x' if isinstance(self.mark, Mark) else ''} ± {self.spread:.2g}"
+
+    def __str__(self) -> str:
+        return f"{self.mark}: {', '.join(filter(None, (self.measured, str(self.outcome))))}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_COLUMNS = 2
+WIDE = 5
+"""From this ratio of the largest to the smallest value on, the axis is logarithmic."""
 MARK = "#c4572b"
 
 
@@ -37,6 +39,7 @@ def _draw(axes: Any, row: Row) -> None:
         axes.annotate(
             f"{middle:.3g}", (middle, place), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=colour
         )
+    _scale(axes, [median(each) for each in values.values()])
     for mark in _marks_in_view(row):
         bound = mark.ratio if isinstance(mark, Mark) else mark.value
         axes.axvline(bound, color=MARK, linestyle="--", linewidth=1)
@@ -51,6 +54,17 @@ def _marks_in_view(row: Row) -> list[Mark | Limit]:
     if row.reference is None:
         return [mark for mark in row.marks if isinstance(mark, Limit)]
     return [mark for mark in row.marks if isinstance(mark, Mark) and mark.of == row.reference]
+
+
+def _scale(axes: Any, middles: Sequence[float]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    if max(middles) < WIDE * min(middles):
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _style(axes: Any, row: Row, names: Sequence[str]) -> None:
