@@ -53,7 +53,7 @@ def bare() -> None:
     net = make_net()
     optimizer = make_optimizer(net)
     images, targets = make_data()[:BATCH_SIZE]
-    torch.nn.functional.cross_entropy(net(images), targets).backward()
+    torch.nn.CrossEntropyLoss()(net(images), targets).backward()
     optimizer.step()
 
 
@@ -64,7 +64,7 @@ def bare_without_optimizer() -> None:
     torch.set_num_threads(1)
     net = make_net()
     images, targets = make_data()[:BATCH_SIZE]
-    torch.nn.functional.cross_entropy(net(images), targets).backward()
+    torch.nn.CrossEntropyLoss()(net(images), targets).backward()
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.grad is not None:
@@ -89,7 +89,7 @@ def kair_style(folder: str, resume: str = "") -> None:
     images, targets = next(iter(DataLoader(make_data(), BATCH_SIZE, shuffle=True, drop_last=True)))
     scheduler.step()
     optimizer.zero_grad()
-    torch.nn.functional.cross_entropy(netG(images), targets).backward()
+    torch.nn.CrossEntropyLoss()(netG(images), targets).backward()
     optimizer.step()
     if resume and not files["G"].exists():
         for part, owner in owners.items():
