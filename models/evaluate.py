@@ -1,16 +1,12 @@
 """One test of the whole data set on all ranks, exact for sizes that do not divide."""
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from models.model_plain import Batch, ModelPlain
+from utils.utils_metric import Metric
 from utils.utils_metrics import METRICS, MetricValue
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
 
 
 def evaluate(
@@ -46,8 +42,6 @@ def evaluate(
     loss, count = model.dist.sum(torch.stack([loss_sum, loss_sum.new_tensor(num_samples)])).tolist()
     result: dict[str, MetricValue] = {"loss": loss / count}
     for name, metric in built.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a rank without a share has updated nothing
-            value = metric.compute()  # torchmetrics reduces its sums over the ranks
+        value = metric.compute()
         result[name] = value.item() if value.ndim == 0 else value.tolist()
     return result

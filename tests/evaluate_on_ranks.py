@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchmetrics.utilities.prints
 
 from data.select_dataset import DataSource, TestLoader
 from models.evaluate import evaluate
@@ -72,7 +71,6 @@ def run_rank(rank: int, world_size: int, port: int, folder: Path) -> None:
     """What a process that torchrun starts does."""
     given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
     os.environ.update({key: str(value) for key, value in given.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torchmetrics.utilities.prints.rank_zero_only.rank = rank  # it reads LOCAL_RANK once, when it is imported
     with process_group(num_threads=1) as dist:
         results = {str(size): result(size, dist) for size in SIZES}
         (folder / f"{rank}.json").write_text(json.dumps(results))

@@ -1,4 +1,4 @@
-"""Forks runs of run_and_stop.py: importing torch and torchmetrics costs seconds, and the tests launch many runs.
+"""Forks runs of run_and_stop.py: importing torch costs seconds, and the tests launch many runs.
 
 One JSON job a line on stdin: {"folder", "arguments", "environment"}. Each run is a process in a session of its own; its
 output goes to <folder>/output, its id is answered on stdout, and its exit status (-n for signal n) to <folder>/status.
@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # Imported once, for all runs; torch.optim imports the compiler when the first optimizer is built.
 import torch._dynamo  # noqa: F401
-import torchmetrics.classification  # noqa: F401
 
 from tests import run_and_stop
 

@@ -21,7 +21,7 @@ from utils.utils_error import UserError
 
 MakeOptions = Callable[..., dict[str, Any]]
 VICTIMS = ["rank 0", "another rank", "launcher", "worker"]
-WITHOUT_METRICS = {"val__metrics": [], "val__best_metric": "loss", "val__best_mode": "min"}  # each launch imports them
+WITHOUT_METRICS = {"val__metrics": [], "val__best_metric": "loss", "val__best_mode": "min"}
 
 linux = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="the drill finds its victims in /proc")
 

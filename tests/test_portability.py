@@ -17,7 +17,7 @@ ELSEWHERE = """
 import importlib, os, signal, sys
 from pathlib import Path
 
-import cv2, numpy, torchmetrics, torch, torch.utils.data
+import cv2, numpy, torch, torch.utils.data
 
 for name in ("fcntl", "grp", "pwd", "resource", "termios"):
     sys.modules[name] = None

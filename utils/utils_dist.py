@@ -103,6 +103,14 @@ class Dist:
         return next((each for each in failures if each is not None), None)
 
 
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The sum over the ranks of the default group; the values themselves where there is none. Collective."""
+    total = values.clone()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
+
+
 def is_launched_distributed() -> bool:
     """Whether torchrun (or another launcher that sets WORLD_SIZE) started this process."""
     return "WORLD_SIZE" in os.environ

@@ -1,129 +1,113 @@
-"""METRICS: what a test computes, from torchmetrics where it has it; imported only when a test runs."""
+"""METRICS: what a test computes."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 
 from utils.utils_error import UserError
-from utils.utils_pose import PCK_THRESHOLDS_MM
+from utils.utils_metric import Metric, of_confusion, sample_mean
+from utils.utils_pose import PCK_THRESHOLDS_MM, POSE_METRICS, check_joints, root_relative
 from utils.utils_table import Table
-
-if TYPE_CHECKING:
-    from torchmetrics import Metric
 
 MetricValue = float | list[float] | list[list[float]]
 
 
-def accuracy(num_classes: int | None) -> "Metric":
+def accuracy(num_classes: int | None) -> Metric:
     """Fraction of samples whose largest logit is the right class."""
-    from torchmetrics.classification import MulticlassAccuracy
-
-    return MulticlassAccuracy(_classes(num_classes), average="micro", validate_args=False)
+    return of_confusion(_classes(num_classes), lambda counts: counts.diagonal().sum() / counts.sum())
 
 
-def balanced_accuracy(num_classes: int | None) -> "Metric":
+def balanced_accuracy(num_classes: int | None) -> Metric:
     """Mean recall of the classes that occur."""
-    from torchmetrics.classification import MulticlassRecall
 
-    class BalancedAccuracy(MulticlassRecall):
-        """Torchmetrics' macro recall counts a class that only the predictions have as a recall of 0."""
+    def value(counts: torch.Tensor) -> torch.Tensor:
+        return _recall(counts)[counts.sum(dim=1) > 0].mean()
 
-        def compute(self) -> torch.Tensor:
-            found, missed = torch.as_tensor(self.tp), torch.as_tensor(self.fn)
-            occurs = found + missed > 0
-            return (found[occurs] / (found + missed)[occurs]).mean()
-
-    return BalancedAccuracy(_classes(num_classes), average="none", validate_args=False)
+    return of_confusion(_classes(num_classes), value)
 
 
-def macro_f1(num_classes: int | None) -> "Metric":
+def macro_f1(num_classes: int | None) -> Metric:
     """Mean over the classes of their F1 score."""
-    from torchmetrics.classification import MulticlassF1Score
 
-    return MulticlassF1Score(_classes(num_classes), average="macro", validate_args=False)
+    def value(counts: torch.Tensor) -> torch.Tensor:
+        of_class = counts.sum(dim=0) + counts.sum(dim=1)
+        scores = (2 * counts.diagonal() / of_class)[of_class > 0]
+        return (scores / len(scores)).sum()
+
+    return of_confusion(_classes(num_classes), value)
 
 
-def recall_per_class(num_classes: int | None) -> "Metric":
+def recall_per_class(num_classes: int | None) -> Metric:
     """The recall of each class: (num_classes,)."""
-    from torchmetrics.classification import MulticlassRecall
-
-    return MulticlassRecall(_classes(num_classes), average="none", validate_args=False)
+    return of_confusion(_classes(num_classes), _recall)
 
 
-def confusion_matrix(num_classes: int | None) -> "Metric":
+def confusion_matrix(num_classes: int | None) -> Metric:
     """Counts, true class by predicted class: (num_classes, num_classes)."""
-    from torchmetrics.classification import MulticlassConfusionMatrix
-
-    return MulticlassConfusionMatrix(_classes(num_classes), validate_args=False)
+    return of_confusion(_classes(num_classes), lambda counts: counts)
 
 
-def calibration_error(num_classes: int | None) -> "Metric":
+def calibration_error(num_classes: int | None) -> Metric:
     """Expected calibration error, 15 bins (Guo et al., ICML 2017): by how much confidence and accuracy differ."""
-    from torchmetrics.classification import MulticlassCalibrationError
-
-    return MulticlassCalibrationError(_classes(num_classes), n_bins=15, norm="l1", validate_args=False)
-
-
-def confidence(num_classes: int | None) -> "Metric":
-    """Mean of the largest class probability: 1 / num_classes for a network that has no opinion."""
-    from torchmetrics import MeanMetric
-
     _classes(num_classes)
+    num_bins = 15
 
-    class Confidence(MeanMetric):
-        """Torchmetrics' mean, of logits (B, K)."""
+    def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, int]:
+        found, predicted = output.softmax(dim=1).max(dim=1)
+        bins = (found * num_bins).ceil().long().clamp(1, num_bins) - 1
+        gaps = torch.zeros(num_bins, dtype=torch.float64, device=output.device)
+        return gaps.index_add(0, bins, found.double() - (predicted == target).double()), len(output)
 
-        def update(self, output: torch.Tensor, _target: torch.Tensor) -> None:  # type: ignore[override]
-            super().update(output.softmax(dim=1).amax(dim=1))
-
-    return Confidence()
+    return Metric([(num_bins,), ()], of_batch, lambda gaps, count: gaps.abs().sum() / count)
 
 
-def mae() -> "Metric":
+def confidence(num_classes: int | None) -> Metric:
+    """Mean of the largest class probability: 1 / num_classes for a network that has no opinion."""
+    _classes(num_classes)
+    return sample_mean(lambda output, _target: output.softmax(dim=1).amax(dim=1))
+
+
+def mae() -> Metric:
     """Mean absolute error over all elements."""
-    from torchmetrics import MeanAbsoluteError
-
-    return MeanAbsoluteError()
+    return _element_mean(lambda output, target: (output - target).abs())
 
 
-def mse() -> "Metric":
+def mse() -> Metric:
     """Mean squared error over all elements."""
-    from torchmetrics import MeanSquaredError
-
-    return MeanSquaredError()
+    return _element_mean(lambda output, target: (output - target).square())
 
 
-def mpjpe() -> "Metric":
+def mpjpe() -> Metric:
     """Mean distance of root-relative joints (B, J, 3) from their truth in mm, the root itself included."""
     return _of_poses("mpjpe")
 
 
-def pa_mpjpe() -> "Metric":
+def pa_mpjpe() -> Metric:
     """The same in mm after a similarity transform of each prediction onto its truth, reflections excluded."""
     return _of_poses("pa_mpjpe")
 
 
-def avg_metric() -> "Metric":
+def avg_metric() -> Metric:
     """(mpjpe + pa_mpjpe) / 2, in mm."""
     return _of_poses("avg_metric")
 
 
-def pck_auc() -> "Metric":
+def pck_auc() -> Metric:
     """Area under the PCK curve of root-relative joints, 0 to 50 mm, in [0, 1], as FreiHAND's evaluation takes it."""
     return _of_poses("pck_auc")
 
 
-def pa_pck_auc() -> "Metric":
+def pa_pck_auc() -> Metric:
     """The same after the alignment of pa_mpjpe."""
     return _of_poses("pa_pck_auc")
 
 
-def pck_curve() -> "Metric":
+def pck_curve() -> Metric:
     """Fraction of correct joints for 100 thresholds from 0 to 50 mm: (100,)."""
     return _of_poses("pck_curve", PCK_THRESHOLDS_MM.shape)
 
 
-def joint_error(num_joints: int = 21) -> "Metric":
+def joint_error(num_joints: int = 21) -> Metric:
     """Mean distance of each root-relative joint from its truth in mm: (num_joints,)."""
     return _of_poses("joint_error", (num_joints,))
 
@@ -202,7 +186,26 @@ def _classes(num_classes: int | None) -> int:
     return num_classes
 
 
-def _of_poses(name: str, shape: tuple[int, ...] = ()) -> "Metric":
-    from utils.utils_pose_metric import SampleMean
+def _recall(counts: torch.Tensor) -> torch.Tensor:
+    return counts.diagonal() / counts.sum(dim=1).clamp_min(1)
 
-    return SampleMean(name, shape)
+
+def _element_mean(error: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Metric:
+    def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, int]:
+        if output.shape != target.shape:
+            raise UserError(f"val.metrics: the output is {list(output.shape)}, the target {list(target.shape)}")
+        return error(output, target).sum(dtype=torch.float64), output.numel()
+
+    return Metric([(), ()], of_batch, torch.div)
+
+
+def _of_poses(name: str, shape: tuple[int, ...] = ()) -> Metric:
+    """The mean over the samples of one of POSE_METRICS, root-relative to joint 0."""
+
+    def of_samples(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        check_joints(output, target)
+        if name == "joint_error" and output.shape[1:2] != shape:
+            raise UserError(f"val.metrics: {name} is one of {shape[0]} joints, not of {output.shape[1]}")
+        return POSE_METRICS[name](root_relative(output), root_relative(target))
+
+    return sample_mean(of_samples, shape)

@@ -1,0 +1,60 @@
+"""Metric: what a test computes, as a function of sums that batches and ranks add to."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from utils.utils_dist import sum_over_ranks
+
+Shape = tuple[int, ...]
+
+
+class Metric:
+    """A value of some sums over all samples of a test. It has what `evaluate` uses of a torchmetrics Metric.
+
+    shapes: of the sums, float64. of_batch: output and target -> what they add to each. value: the sums -> the metric.
+    """
+
+    def __init__(
+        self,
+        shapes: Sequence[Shape],
+        of_batch: Callable[[torch.Tensor, torch.Tensor], Sequence[torch.Tensor | int]],
+        value: Callable[..., torch.Tensor],
+    ) -> None:
+        self._sums = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+        self._of_batch, self._value = of_batch, value
+
+    def to(self, device: torch.device) -> "Metric":
+        """Keep the sums on `device`."""
+        self._sums = [each.to(device) for each in self._sums]
+        return self
+
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None:
+        """Add a batch."""
+        for each, part in zip(self._sums, self._of_batch(output, target), strict=True):
+            each += part
+
+    def compute(self) -> torch.Tensor:
+        """The value over the samples of all ranks. Collective."""
+        return self._value(*(sum_over_ranks(each) for each in self._sums))
+
+
+def sample_mean(of_samples: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], shape: Shape = ()) -> Metric:
+    """The mean over the samples of `of_samples`, which gives (B, *shape); NaN without any sample."""
+
+    def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, int]:
+        values = of_samples(output, target)
+        assert values.shape[1:] == shape
+        return values.sum(dim=0, dtype=torch.float64), len(values)
+
+    return Metric([shape, ()], of_batch, torch.div)
+
+
+def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]) -> Metric:
+    """A function of the counts (num_classes, num_classes), float32, true class by predicted class."""
+
+    def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor]:
+        pairs = target * num_classes + output.argmax(dim=1)
+        return (torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes),)
+
+    return Metric([(num_classes, num_classes)], of_batch, lambda counts: value(counts.float()))
