@@ -14,10 +14,12 @@ PROJECT = Path(__file__).parent.parent
 # What Windows or macOS lack is removed, then the whole project is imported and trains. The libraries come first: they
 # have their own ways to ask which system this is.
 ELSEWHERE = """
-import importlib, os, signal, sys
+import importlib, os, signal, sys, sysconfig
 from pathlib import Path
 
 import cv2, numpy, torch, torch.utils.data
+
+sysconfig.get_config_vars()  # read once from a file named after the system
 
 for name in ("fcntl", "grp", "pwd", "resource", "termios"):
     sys.modules[name] = None
