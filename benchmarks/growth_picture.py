@@ -1,5 +1,6 @@
 """docs/growth.png: a column for each quantity that grows, time above memory."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ PANEL_INCHES = (2.7, 2.3)
 
 
 def draw(sections: Sequence[Section], path: Path) -> None:
-    """Time of an iteration and resident memory over each quantity; logarithmic, but for the iterations."""
+    """Time of an iteration and memory over each quantity; logarithmic, but for the iterations."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -30,7 +31,7 @@ def draw(sections: Sequence[Section], path: Path) -> None:
         time_panel.set_title(section.title, color=INK, fontsize=10)
         memory_panel.set_xlabel(section.unit, color=MUTED, fontsize=8)
     panels[0, 0].set_ylabel("CPU ms an iteration", color=MUTED, fontsize=8)
-    panels[1, 0].set_ylabel("resident MB", color=MUTED, fontsize=8)
+    panels[1, 0].set_ylabel("memory MB", color=MUTED, fontsize=8)
     panels[0, 0].legend(frameon=False, fontsize=8, labelcolor=INK)
     figure.savefig(path, dpi=150)
 
@@ -55,6 +56,9 @@ def _frame(panel: "Axes", section: Section) -> None:
     else:
         panel.set_xscale("log", base=2 if section.title in ("batch size", "ranks") else 10)
         panel.set_yscale("log")
+        low, high = panel.dataLim.intervaly
+        decades = math.floor(math.log10(low)), math.floor(math.log10(high)) + 1
+        panel.set_ylim(10 ** decades[0], 10 ** decades[1])  # so that flat lines look flat
     if section.title in ("batch size", "ranks"):
         panel.set_xticks([point.x for point in section.points], [f"{point.x:.0f}" for point in section.points])
     panel.minorticks_off()
