@@ -74,7 +74,7 @@ def point(x: float, job: Job, notes: Sequence[Notes]) -> Point:
     cpu = np.sum([each.cpu_seconds[kept] for each in notes], axis=0) / job.every
     wall = np.max([each.wall_seconds[kept] for each in notes], axis=0) / job.every
     bare = np.array(notes[0].bare_seconds[1:-1]) / max(job.bare_iters, 1)
-    memory = float(np.mean([each.resident_bytes[first] for each in notes]))
+    memory = float(np.mean([each.allocated_bytes[first] for each in notes]))
     return Point(x, list(1e6 * cpu), list(1e6 * bare), list(1e6 * wall), memory)
 
 
@@ -147,7 +147,7 @@ def iterations(folder: Path, quick: bool) -> Section:
     points = [
         Point(iteration, [1e6 * cpu / every], [1e6 * bare / job.bare_iters], [1e6 * wall / every], memory)
         for iteration, cpu, bare, wall, memory in zip(
-            notes.iters, notes.cpu_seconds, notes.bare_seconds, notes.wall_seconds, notes.resident_bytes, strict=True
+            notes.iters, notes.cpu_seconds, notes.bare_seconds, notes.wall_seconds, notes.allocated_bytes, strict=True
         )
     ]
     return Section(

@@ -51,14 +51,14 @@ class Job:
 class Notes:
     """What one rank wrote down: a value for each `every` iterations, with the tests and saves that fell into them.
 
-    Resident bytes are taken at their end. `bare_seconds` has a value for each note from `bare_from` on.
+    Bytes are taken at their end. `bare_seconds` has a value for each note from `bare_from` on.
     """
 
     num_parameters: int = 0
     iters: list[int] = dataclasses.field(default_factory=list)
     cpu_seconds: list[float] = dataclasses.field(default_factory=list)
     wall_seconds: list[float] = dataclasses.field(default_factory=list)
-    resident_bytes: list[int] = dataclasses.field(default_factory=list)
+    allocated_bytes: list[int] = dataclasses.field(default_factory=list)
     bare_seconds: list[float] = dataclasses.field(default_factory=list)
 
 
@@ -138,7 +138,7 @@ def watch(job: Job, notes: Notes) -> None:
                 continue
             notes.cpu_seconds.append(time.process_time() - cpu)
             notes.wall_seconds.append(time.perf_counter() - wall)
-            notes.resident_bytes.append(resident_bytes())
+            notes.allocated_bytes.append(allocated_bytes())
             notes.iters.append(current_iter)
             if job.bare_iters and current_iter >= job.bare_from:
                 bare = bare or BareLoop(self.model, micro_batches[0])
@@ -169,9 +169,13 @@ class BareLoop:
         return time.process_time() - start
 
 
-def resident_bytes() -> int:
-    """What this process has in physical memory now. Linux only."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def allocated_bytes() -> int:
+    """The anonymous memory of this process that is resident: all but files, whose pages the system takes and returns.
+
+    Linux only.
+    """
+    _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    return (int(resident) - int(shared)) * resource.getpagesize()
 
 
 def main() -> int:

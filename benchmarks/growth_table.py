@@ -18,7 +18,7 @@ MOST_ROWS = 12
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One size: microseconds an iteration, a value a turn (`bare` is empty without a bare loop), and bytes resident."""
+    """One size: microseconds an iteration, a value a turn (`bare`: none without a bare loop), and bytes allocated."""
 
     x: float
     cpu: list[float]
@@ -65,7 +65,7 @@ def table(section: Section) -> str:
     step = -(-len(section.points) // MOST_ROWS)
     lines = [
         f"## {section.title.capitalize()}\n",
-        f"| {section.unit} | CPU us an iteration | bare loop | ratio | wall us an iteration | resident MB |",
+        f"| {section.unit} | CPU us an iteration | bare loop | ratio | wall us an iteration | memory MB |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
         *(_row(point) for point in section.points[step - 1 :: step]),
     ]
