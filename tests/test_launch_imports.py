@@ -41,7 +41,6 @@ NEVER_HERE = {
     "pandas",
     "onnx",
     "jinja2",
-    "torchmetrics",
 }
 
 

@@ -40,7 +40,7 @@ from utils.utils_checkpoint import CheckpointFolder
 __all__ = ["many_faces", "new_run", "server", "straight"]  # fixtures
 
 SIGTERM = 128 + signal.SIGTERM
-# A real launch imports everything anew, and torchmetrics takes longer than all else that these runs do.
+# Where these launches end and resume does not depend on a metric.
 LEAN: dict[str, Any] = {"val__metrics": [], "val__best_metric": "loss", "val__best_mode": "min"}
 # Two epochs of 180 samples are 15 batches of 24: the eighth ends the one and begins the other.
 ELASTIC = {

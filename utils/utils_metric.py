@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 class Metric:
-    """A value of some sums over all samples of a test. It has what `evaluate` uses of a torchmetrics Metric.
+    """A value of some sums over all samples of a test.
 
     shapes: of the sums, float64. of_batch: output and target -> what they add to each. value: the sums -> the metric.
     """
@@ -55,6 +55,8 @@ def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]
 
     def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor]:
         pairs = target * num_classes + output.argmax(dim=1)
-        return (torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes),)
+        counts = torch.zeros(num_classes**2, dtype=torch.float64, device=output.device)
+        ones = torch.ones_like(pairs, dtype=torch.float64)
+        return (counts.index_add(0, pairs, ones).view(num_classes, num_classes),)  # bincount would wait for a GPU
 
     return Metric([(num_classes, num_classes)], of_batch, lambda counts: value(counts.float()))
