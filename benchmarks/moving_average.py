@@ -90,7 +90,7 @@ def measure(rounds: int) -> list[Row]:
     }
     interleave(contenders, 1)  # first calls allocate
     samples = interleave(contenders, rounds)
-    marks = (Mark(1.62, "flat lerp"), Limit(120.0), Mark(1.0, "KAIR style"), Mark(1.0, "AveragedModel"))
+    marks = (Limit(120.0), Mark(1.0, "KAIR style"), Mark(1.0, "AveragedModel"))
     count = sum(each.numel() for each in net.parameters())
     return [Row(f"the moving average of {count / 1000:.0f}k parameters, a step", "us", "Longhaul", samples, marks)]
 

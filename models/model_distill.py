@@ -56,7 +56,8 @@ class ModelDistill(ModelPlain):
         self._check_inputs(content["input"].get("transforms"))
         net = self.to_device(define_G(NetOptions(**content["netG"])))
         load_network(net, path, strict=True)
-        return net.eval().requires_grad_(False)
+        net.eval().requires_grad_(False)
+        return torch.compile(net) if self.opt.train.compile else net  # type: ignore[return-value]
 
     @property
     def _teacher_file(self) -> str:
