@@ -1,7 +1,9 @@
 """images/ of a run: of its best model, never often, and never at the cost of the run."""
 
 import dataclasses
+import gc
 import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,20 @@ def test_pictures_take_a_fiftieth_of_the_time_and_the_last_best_is_drawn(
     pictures.finish(299)
     pictures.finish(299)
     assert drawn == ["0", "100", "200", "299"]
+
+
+def test_a_drawing_leaves_no_figure_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two drawings nothing may make Python look for cycles."""
+    figures: list[weakref.ref[Any]] = []
+    monkeypatch.setattr(views.pictures, "save_figure", lambda figure, _path: figures.append(weakref.ref(figure)))
+    (tmp_path / "metrics.csv").write_text("iter,epoch,split,lr,G_loss\n1,0,train,.1,2.0\n")
+    pictures = BestModelPictures(tmp_path, ClassificationView("ab"), Images(), nowhere)
+    gc.disable()
+    try:
+        pictures.tested(1, "first", RESULT, outputs(), is_best=True)
+        assert [figure() for figure in figures] == [None] * len(PICTURES)
+    finally:
+        gc.enable()
 
 
 def test_a_disk_that_is_full_ends_no_run(

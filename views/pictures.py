@@ -1,5 +1,6 @@
 """Files of pictures: the samples of a test, and images/ of the best model while its run goes on."""
 
+import gc
 import logging
 import re
 import time
@@ -63,6 +64,7 @@ class BestModelPictures:
         except Exception as error:  # whatever it is, the run is worth more than its pictures
             logger.error("The pictures of the best model could not be written: %s", error)
         self._pending = None
+        gc.collect()  # figures are webs of cycles: left alone, those of one drawing are still there in the next
         self._next_time = time.monotonic() + (time.monotonic() - start) / _LARGEST_SHARE
 
     def finish(self, best_iter: int | None) -> None:
