@@ -50,6 +50,10 @@ class ModelDistill(ModelPlain):
     def netT(self) -> nn.Module:
         """The teacher, in evaluation mode on this rank's device; UserError if it cannot teach this run."""
         path = project_path(self._teacher_file)
+        if not path.is_file():
+            raise UserError(
+                f"path.pretrained_netT: {path} is missing; train the teacher first, or name another best_model.pth"
+            )
         content = load_state(path)
         if not isinstance(content, Mapping) or not content.keys() >= {"model_state_dict", "netG", "input"}:
             raise UserError(f"path.pretrained_netT: {path} is no self-contained model; give a best_model.pth")

@@ -99,7 +99,7 @@ def test_the_record_tells_one_teacher_from_another(tmp_path: Path) -> None:
     ("content", "said"),
     [
         (None, "path.pretrained_netT: missing"),
-        ("gone", "no such file"),
+        ("gone", r"teacher.pth is missing; train the teacher first"),
         ({"a": torch.zeros(2)}, "no self-contained model"),
     ],
 )

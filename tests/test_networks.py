@@ -113,9 +113,9 @@ def test_state_is_flat_tensors_and_nothing_derived(name: str) -> None:
     assert not fresh.load_state_dict(state).missing_keys
 
 
-def test_size_of_the_shipped_fer_resnet(monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config) -> None:
-    monkeypatch.chdir(pytestconfig.rootpath)
-    net = define_G(parse("options/fer.json").netG)
+@pytest.mark.parametrize("name", ["fer.json", "fer_distill.json"])
+def test_size_of_the_shipped_fer_resnet(name: str, pytestconfig: pytest.Config) -> None:
+    net = define_G(parse(pytestconfig.rootpath / "options" / name).netG)
     file = io.BytesIO()
     torch.save(net.state_dict(), file)
     assert 0.2e6 < len(file.getvalue()) <= 1.5e6
