@@ -10,6 +10,7 @@ import json
 import os
 import select
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# Imported once, for all runs; torch.optim imports the compiler when the first optimizer is built.
+# Imported once, for all runs; DDP imports the compiler.
 import torch._dynamo  # noqa: F401
 
 from tests import run_and_stop
@@ -28,6 +29,7 @@ SECONDS_TO_STUCK = 90  # then a run says where it stands
 
 def serve() -> None:
     """Fork a child for every job until stdin ends."""
+    tempfile.gettempdir()  # tries the folder by writing to it, once a process; no run shall be blamed for that
     running: dict[int, Path] = {}
     jobs = open(0, "rb", buffering=0)  # noqa: SIM115 - select must not miss what a buffer holds
     while True:
