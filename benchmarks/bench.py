@@ -26,9 +26,9 @@ BENCHMARKS = {
     "loop_overhead": "what the loop costs beside forward, backward and update",
     "moving_average": "the moving average of the weights, each step",
     "training_speed": "training images per second, end to end with augmentation",
-    "saving": "a checkpoint set of 409 MB",
     "launch": "from the command to the first step",
     "read_csv": "fer2013.csv as arrays",
+    "saving": "a checkpoint set of 409 MB",
     "ranks": "two ranks against one of as many threads",
 }
 PACKAGES = ("torch", "numpy", "lightning", "accelerate")

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.growth_picture import draw
-from benchmarks.growth_run import Job, Notes
+from benchmarks.growth_run import Job, Notes, options
 from benchmarks.growth_table import Point, Section, flatness, table
 from benchmarks.measure import hardware
 from utils.utils_seed import permutation
@@ -41,6 +41,7 @@ def run(job: Job, folder: Path) -> list[Notes]:
     text = json.dumps(dataclasses.asdict(job))
     if not (done.exists() and done.read_text() == text):
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "options.json").write_text(json.dumps(options(job, folder)))
         launcher = [sys.executable, "-m"]
         if job.num_ranks > 1:
             launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={job.num_ranks}", "-m"]

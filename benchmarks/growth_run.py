@@ -1,7 +1,8 @@
 """One run of benchmarks.growth in a process a rank: `python -m benchmarks.growth_run JOB FOLDER`, the job as JSON.
 
-main_train.py's own loop trains on images that are made in memory. At marked iterations the process notes its clocks and
-its memory; from iteration `bare_from` on, a bare loop of the same network then does `bare_iters` iterations of its own.
+FOLDER/options.json is there already, from `options`: no rank may read it while another one writes. main_train.py's own
+loop trains on images that are made in memory. At marked iterations the process notes its clocks and its memory; from
+iteration `bare_from` on, a bare loop of the same network then does `bare_iters` iterations of its own.
 """
 
 import copy
@@ -181,8 +182,6 @@ def allocated_bytes() -> int:
 def main() -> int:
     job, folder, notes = Job(**json.loads(sys.argv[1])), Path(sys.argv[2]), Notes()
     option_file = folder / "options.json"
-    if launched_rank() == 0:
-        option_file.write_text(json.dumps(options(job, folder)))
     watch(job, notes)
     sys.argv = ["main_train.py", "-opt", str(option_file)]
     status = main_train.main()
