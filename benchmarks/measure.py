@@ -149,7 +149,8 @@ def hardware() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores} core{'' if cores == 1 else 's'}"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {cores} core{'' if cores == 1 else 's'}"
 
 
 def report(row: Row) -> str:
