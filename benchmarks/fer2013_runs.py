@@ -65,8 +65,11 @@ def recipe(options: Mapping[str, Any]) -> str:
     steps = options["datasets"]["train"]["transforms"]
     said += [f"{each['type']} {each[shown[each['type']]]:g}" for each in steps if each["type"] in shown]
     if options["model"] == "distill":
-        teacher = Path(options["path"]["pretrained_netT"]).parent.parent.name
-        said.append(f"taught by {teacher}, weight {train['distill_weight']:g}, T {train['distill_temperature']:g}")
+        named = options["path"]["pretrained_netT"]
+        teachers = " and ".join(
+            Path(each).parent.parent.name for each in ([named] if isinstance(named, str) else named)
+        )
+        said.append(f"taught by {teachers}, weight {train['distill_weight']:g}, T {train['distill_temperature']:g}")
     return ", ".join(said)
 
 

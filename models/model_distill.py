@@ -1,8 +1,9 @@
-"""ModelDistill: a classifier that also learns from a larger, trained one."""
+"""ModelDistill: a classifier that also learns from larger, trained ones."""
 
 import functools
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,37 +20,48 @@ from utils.utils_state_file import load_state
 
 
 class ModelDistill(ModelPlain):
-    """Knowledge distillation (Hinton et al., 2015) from the self-contained model in path.pretrained_netT.
+    """Knowledge distillation (Hinton et al., 2015) from the self-contained model, or models, in path.pretrained_netT.
 
     The loss is (1 - w) * G_lossfn + w * T^2 * KL(teacher || netG) of softmax(logits / T), with
-    w = train.distill_weight and T = train.distill_temperature. The teacher sees the very inputs that netG sees, mixed
-    and erased ones too (Beyer et al., CVPR 2022). Only training needs its file.
+    w = train.distill_weight and T = train.distill_temperature; the teacher's softmax is the mean of several teachers'.
+    They see the very inputs that netG sees, mixed and erased ones too (Beyer et al., CVPR 2022). Only training needs
+    their files.
     """
 
     def train_loss(self, output: torch.Tensor) -> torch.Tensor:
-        train = self.opt.train
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=train.amp == "bf16"):
-            taught = self.netG_forward(self.netT).float()
-        if taught.shape != output.shape:
-            raise UserError(
-                f"path.pretrained_netT: {self.opt.path.pretrained_netT} answers {tuple(taught.shape)} where netG "
-                f"answers {tuple(output.shape)}; a teacher must know the same classes"
-            )
-        weight, temperature = train.distill_weight, train.distill_temperature
-        divergence = kl_div(
-            log_softmax(output / temperature, dim=1), softmax(taught / temperature, dim=1), reduction="batchmean"
-        )
+        weight, temperature = self.opt.train.distill_weight, self.opt.train.distill_temperature
+        divergence = kl_div(log_softmax(output / temperature, dim=1), self._taught(output.shape), reduction="batchmean")
         return (1 - weight) * super().train_loss(output) + weight * temperature**2 * divergence
 
+    @torch.no_grad()
+    def _taught(self, shape: torch.Size) -> torch.Tensor:
+        """What the teachers think of the batch: probabilities at the temperature, float32, of this shape."""
+        train, each = self.opt.train, []
+        for path, netT in zip(self._teacher_files, self.netT, strict=True):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=train.amp == "bf16"):
+                logits = self.netG_forward(netT).float()
+            if logits.shape != shape:
+                raise UserError(
+                    f"path.pretrained_netT: {path} answers {tuple(logits.shape)} where netG answers {tuple(shape)}; "
+                    f"a teacher must know the same classes"
+                )
+            each.append(softmax(logits / train.distill_temperature, dim=1))
+        return torch.stack(each).mean(dim=0)
+
     def record(self) -> dict[str, Any]:
-        _ = self.netT  # its errors say what is wrong with the file
-        with open(project_path(self._teacher_file), "rb") as file:
-            return {"teacher": hashlib.file_digest(file, "sha256").hexdigest()[:16]}
+        _ = self.netT  # its errors say what is wrong with a file
+        digests = []
+        for path in self._teacher_files:
+            with open(path, "rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+        return {"teacher": " ".join(digests)}
 
     @functools.cached_property
-    def netT(self) -> nn.Module:
-        """The teacher, in evaluation mode on this rank's device; UserError if it cannot teach this run."""
-        path = project_path(self._teacher_file)
+    def netT(self) -> list[nn.Module]:
+        """The teachers, in evaluation mode on this rank's device; UserError if one cannot teach this run."""
+        return [self._teacher(path) for path in self._teacher_files]
+
+    def _teacher(self, path: Path) -> nn.Module:
         if not path.is_file():
             raise UserError(
                 f"path.pretrained_netT: {path} is missing; train the teacher first, or name another best_model.pth"
@@ -57,25 +69,25 @@ class ModelDistill(ModelPlain):
         content = load_state(path)
         if not isinstance(content, Mapping) or not content.keys() >= {"model_state_dict", "netG", "input"}:
             raise UserError(f"path.pretrained_netT: {path} is no self-contained model; give a best_model.pth")
-        self._check_inputs(content["input"].get("transforms"))
+        self._check_inputs(path, content["input"].get("transforms"))
         net = self.to_device(define_G(NetOptions(**content["netG"])))
         load_network(net, path, strict=True)
         net.eval().requires_grad_(False)
         return torch.compile(net) if self.opt.train.compile else net  # type: ignore[return-value]
 
     @property
-    def _teacher_file(self) -> str:
-        path = self.opt.path.pretrained_netT
-        if not path:
+    def _teacher_files(self) -> list[Path]:
+        named = self.opt.path.pretrained_netT
+        if not named:
             raise UserError("path.pretrained_netT: missing; model distill learns from the best_model.pth named there")
-        return path
+        return [project_path(each) for each in ([named] if isinstance(named, str) else named)]
 
-    def _check_inputs(self, wanted: list[dict[str, Any]] | None) -> None:
+    def _check_inputs(self, path: Path, wanted: list[dict[str, Any]] | None) -> None:
         if "test" not in self.opt.datasets:
             return
         given = [each.model_dump() for each in self.opt.datasets["test"].transforms]
         if wanted != given:
             raise UserError(
-                f"path.pretrained_netT: {self.opt.path.pretrained_netT} was trained on inputs after {wanted}, and "
-                f"datasets.test has {given}; a teacher must see what netG sees"
+                f"path.pretrained_netT: {path} was trained on inputs after {wanted}, and datasets.test has {given}; "
+                f"a teacher must see what netG sees"
             )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from data.transforms import Batch
 from models.model_distill import ModelDistill
 from models.model_plain import ModelPlain
 from models.select_network import define_G
@@ -34,37 +35,58 @@ def write_teacher(path: Path, seed: int = 5, **netG: Any) -> Path:
     return path
 
 
-def options_with(teacher: Path | None, **train: Any) -> Options:
+def options_with(teacher: Path | list[Path] | None, **train: Any) -> Options:
     options = net_options({"distill_weight": 0.7, "distill_temperature": 2.0, **train})
-    path = options.path.model_copy(update={"pretrained_netT": teacher and str(teacher)})
+    named = [str(each) for each in teacher] if isinstance(teacher, list) else teacher and str(teacher)
+    path = options.path.model_copy(update={"pretrained_netT": named})
     return options.model_copy(update={"path": path})
 
 
-def distilled(teacher: Path | None, **train: Any) -> ModelDistill:
+def distilled(teacher: Path | list[Path] | None, **train: Any) -> ModelDistill:
     return ModelDistill(options_with(teacher, **train), ONE_RANK, seed=3)
 
 
-def loss_by_hand(student: torch.Tensor, taught: torch.Tensor, target: torch.Tensor) -> float:
+def loss_by_hand(student: torch.Tensor, taught: list[torch.Tensor], target: torch.Tensor) -> float:
     """Hinton's sum in double precision, one sample after the other."""
     total = 0.0
-    for logits, wise, label in zip(student.double(), taught.double(), target.tolist(), strict=True):
+    for row, label in enumerate(target.tolist()):
+        logits = student[row].double()
         hard = -float((logits.exp() / logits.exp().sum()).log()[label])
-        p, q = (x.div(2).exp() / x.div(2).exp().sum() for x in (wise, logits))
+        *wise, q = (x.div(2).exp() / x.div(2).exp().sum() for x in (*(each[row].double() for each in taught), logits))
+        p = sum(wise, torch.zeros(7)) / len(wise)
         total += 0.3 * hard + 0.7 * 4 * float((p * (p / q).log()).sum())
     return total / len(target)
+
+
+def answers(teacher: Path, batch: Batch) -> torch.Tensor:
+    net = define_G(NetOptions(**TEACHER)).eval()
+    net.load_state_dict(torch.load(teacher, weights_only=True)["model_state_dict"])
+    return net(batch["input"]).detach()
 
 
 def test_the_loss_is_the_one_of_the_paper(teacher: Path) -> None:
     model, batch = distilled(teacher), class_batch(1)
     model.feed_data(batch)
     student = torch.randn(8, 7, generator=torch.Generator().manual_seed(1))
-    net = define_G(NetOptions(**TEACHER)).eval()
-    net.load_state_dict(torch.load(teacher, weights_only=True)["model_state_dict"])
-    taught = net(batch["input"]).detach()
+    taught = [answers(teacher, batch)]
     assert float(model.train_loss(student)) == pytest.approx(loss_by_hand(student, taught, batch["target"]), rel=1e-5)
     plain = ModelPlain(options_with(teacher), ONE_RANK, seed=3)
     plain.feed_data(batch)
     assert float(plain.train_loss(student)) != pytest.approx(float(model.train_loss(student)), rel=1e-3)
+
+
+def test_several_teachers_teach_the_mean_of_their_probabilities(teacher: Path, tmp_path: Path) -> None:
+    teachers, batch = [teacher, write_teacher(tmp_path / "second.pth", seed=6)], class_batch(1)
+    model = distilled(teachers)
+    model.feed_data(batch)
+    student = torch.randn(8, 7, generator=torch.Generator().manual_seed(1))
+    taught = [answers(each, batch) for each in teachers]
+    assert not torch.allclose(*taught)
+    assert float(model.train_loss(student)) == pytest.approx(loss_by_hand(student, taught, batch["target"]), rel=1e-5)
+    assert len(set(model.record()["teacher"].split())) == 2
+    (tmp_path / "second.pth").unlink()
+    with pytest.raises(UserError, match=r"second.pth is missing; train the teacher first"):
+        distilled(teachers).record()
 
 
 def test_without_weight_it_trains_like_the_plain_model(teacher: Path) -> None:
@@ -78,10 +100,10 @@ def test_without_weight_it_trains_like_the_plain_model(teacher: Path) -> None:
 
 def test_the_teacher_stays_as_it_is_and_tests_do_not_need_it(teacher: Path) -> None:
     model = distilled(teacher)
-    before = copy.deepcopy(model.netT.state_dict())
+    before = copy.deepcopy(model.netT[0].state_dict())
     for current_iter in (1, 2):
         model.optimize_parameters([class_batch(current_iter)], current_iter)
-    assert same_tensors(before, model.netT.state_dict())
+    assert same_tensors(before, model.netT[0].state_dict())
     assert set(model.state()) == {"G", "optimizerG"}
     teacher.unlink()
     alone = distilled(teacher)

@@ -34,8 +34,9 @@ class PathOptions(Section):
     root: Text = Field(default="experiments", description="folder of the experiments; a run writes to <root>/<task>")
     pretrained_netG: Text | None = Field(default=None, description="weights file that initialises netG of a fresh run")
     pretrained_netE: Text | None = Field(default=None, description="weights file that initialises netE of a fresh run")
-    pretrained_netT: Text | None = Field(
-        default=None, description="best_model.pth of the teacher of model distill; needed for training only"
+    pretrained_netT: Text | list[Text] | None = Field(
+        default=None,
+        description="best_model.pth of the teacher of model distill, or a list of several; needed for training only",
     )
 
 
