@@ -61,7 +61,7 @@ def test_a_disk_that_is_full_at_one_save_costs_that_save_alone(
 ) -> None:
     run = new_run(log__tensorboard=tensorboard)
     ended = run.launch(accidents=[fill(8), make_room(9)])
-    assert_said(ended, "The checkpoint set could not be saved: OSError", "8_G.pth", "File too large")
+    assert_said(ended, "The checkpoint set could not be saved: OSError", "8_optimizerG.pth", "File too large")
     assert ended.status == 0
     assert_whole(run, [4, 12])
     assert run.status()["state"] == "DONE"
@@ -73,7 +73,7 @@ def test_a_disk_that_is_full_at_the_last_save_is_1_and_the_next_launch_makes_up_
 ) -> None:
     run = new_run()
     ended = run.launch(accidents=[fill(12)])
-    assert_said(ended, "12_G.pth", "final_model.pth", "File too large")
+    assert_said(ended, "12_optimizerG.pth", "final_model.pth", "File too large")
     assert ended.status == 1
     assert_whole(run, [4, 8])
     assert run.status()["state"] != "DONE"
@@ -160,7 +160,7 @@ def test_models_that_become_read_only_cost_no_older_set(straight: Callable[[int]
         ended = run.launch(accidents=[forbidden])
     finally:
         run.models.chmod(0o755)
-    assert_said(ended, "The checkpoint set could not be saved: PermissionError", "8_G.pth", "12_G.pth")
+    assert_said(ended, "The checkpoint set could not be saved: PermissionError", "8_optimizerG.pth", "12_optimizerG.pth")
     assert ended.status == 1
     assert run.status()["state"] == "FAILED"
     assert_whole(run, [4])

@@ -1,8 +1,11 @@
 """The snapshot: what is written is the state at the moment of `save`, whatever happens to it afterwards."""
 
 import collections
+import concurrent.futures
 import copy
 import logging
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,3 +259,20 @@ def test_close_finishes_what_is_pending() -> None:
         writer.save(str(number), number, written.append)
     writer.close()
     assert written == [0, 1, 2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a thread has a niceness of its own")
+def test_training_goes_before_the_writer_and_its_threads(writer: BackgroundWriter) -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before, seen = niceness(), []
+
+    def write(_copied: Any) -> None:
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            seen.extend([niceness(), threads.submit(niceness).result()])
+
+    writer.save(KIND, {}, write)
+    writer.wait()
+    assert seen == [min(19, before + 5)] * 2
+    assert niceness() == before

@@ -4,7 +4,7 @@ A set is `<iter>_G.pth`, `<iter>_E.pth`, `<iter>_optimizerG.pth` and, written la
 record with every file's size and SHA-256. Only rank 0 calls what writes here.
 """
 
-import contextlib
+import concurrent.futures
 import dataclasses
 import datetime
 import hashlib
@@ -25,7 +25,15 @@ from utils.utils_checkpoint_names import (
 )
 from utils.utils_error import UserError
 from utils.utils_failpoint import reached
-from utils.utils_file import atomic_write, fsync_directory, make_folder, sha256_of
+from utils.utils_file import (
+    atomic_write,
+    discard,
+    fsync_directory,
+    make_folder,
+    publish,
+    sha256_of,
+    temporary_file,
+)
 from utils.utils_state_file import FileRecord, check_finite, crc_damage, tensors_in, write_state
 
 logger = logging.getLogger("longhaul")
@@ -82,12 +90,7 @@ class CheckpointFolder:
             check_finite(set_file_name(manifest.iteration, part), state)
         self._check_free_space(states)
         reached("commit begun", self.folder / manifest_name(manifest.iteration))
-        with contextlib.ExitStack() as stack:  # every part is complete before the first one gets its name
-            records = {}
-            for part, state in states.items():
-                name = set_file_name(manifest.iteration, part)
-                file = stack.enter_context(atomic_write(self.folder / name))
-                records[part] = write_state(file, name, state, with_crc=False)  # the manifest has the SHA-256
+        records = self._write_parts(states, manifest.iteration)
         committed = dataclasses.replace(manifest, files=records, saved_at=f"{datetime.datetime.now():%F %T}")
         with atomic_write(self.folder / manifest_name(manifest.iteration), "w") as file:
             file.write(_manifest_text(committed))
@@ -141,6 +144,24 @@ class CheckpointFolder:
             if sha256_of(file) != record.sha256:
                 raise DamagedError(f"{record.name} does not have the hash that was committed")
         return manifest
+
+    def _write_parts(self, states: Mapping[str, Any], iteration: int) -> dict[str, FileRecord]:
+        """Write the part files, two at a time: one is hashed while the disk takes another."""
+        paths = {part: self.folder / set_file_name(iteration, part) for part in states}
+
+        def write(part: str) -> FileRecord:
+            with temporary_file(paths[part]) as file:
+                return write_state(file, paths[part].name, states[part], with_crc=False)  # the manifest has the SHA-256
+
+        largest_first = list(states)[::-1]  # the optimizer's
+        try:
+            with concurrent.futures.ThreadPoolExecutor(2, "checkpoint-part") as threads:
+                records = dict(zip(largest_first, threads.map(write, largest_first), strict=True))
+        except BaseException:
+            discard(list(paths.values()))
+            raise
+        publish(list(paths.values()))  # every part is complete before the first one gets its name
+        return {part: records[part] for part in states}
 
     def _check_free_space(self, states: Mapping[str, Any]) -> None:
         needed = int(_FREE_SPACE_FACTOR * sum(tensor.nbytes for _, tensor in tensors_in(states)))

@@ -5,7 +5,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -65,26 +65,49 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     The body writes to a temporary file beside it; on success that file is flushed, fsynced and renamed over
     `path`, and the directory is fsynced. On an exception the temporary file is removed and `path` is untouched.
     """
-    temporary = temporary_path(path)
+    with temporary_file(path, mode) as file:
+        yield file
+    publish([path])
+
+
+@contextlib.contextmanager
+def temporary_file(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open the temporary file of `path` for writing; on return it is durable, on an exception it is removed."""
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}  # the same bytes on every system
     try:
-        with open(temporary, mode, **text) as file:  # type: ignore[call-overload]
+        with open(temporary_path(path), mode, **text) as file:  # type: ignore[call-overload]
             reached("temporary file opened", path)
             yield file
             reached("temporary file written", path)
             file.flush()
             os.fsync(file.fileno())
             reached("temporary file synced", path)
-        os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # what went wrong first is what people must hear
-            temporary.unlink()
+        discard([path])
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # a failed write does not know its file
         raise
-    reached("file renamed", path)
-    fsync_directory(path.parent)
-    reached("file durable", path)
+
+
+def publish(paths: Sequence[Path]) -> None:
+    """Give the temporary files of `paths`, all of one folder, their names, and make these durable."""
+    try:
+        for path in paths:
+            os.replace(temporary_path(path), path)
+            reached("file renamed", path)
+    except BaseException:
+        discard(paths)
+        raise
+    fsync_directory(paths[0].parent)
+    for path in paths:
+        reached("file durable", path)
+
+
+def discard(paths: Sequence[Path]) -> None:
+    """Remove the temporary files of `paths` that there are."""
+    for path in paths:
+        with contextlib.suppress(OSError):  # what went wrong first is what people must hear
+            temporary_path(path).unlink()
 
 
 def sha256_of(path: Path) -> str:

@@ -96,6 +96,7 @@ def write_state(file: IO[bytes], name: str, state: Any, with_crc: bool = True) -
     """Save `state` to an open file of that name; TypeError names anything that `load_state` would refuse.
 
     with_crc: torch's checksums, for files whose record is kept nowhere; where it is, they would be work done twice.
+    Torch has a switch per thread.
     """
     hashing = _HashingFile(file)
     computes_crc = torch.serialization.get_crc32_options()
