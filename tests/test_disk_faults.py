@@ -160,7 +160,9 @@ def test_models_that_become_read_only_cost_no_older_set(straight: Callable[[int]
         ended = run.launch(accidents=[forbidden])
     finally:
         run.models.chmod(0o755)
-    assert_said(ended, "The checkpoint set could not be saved: PermissionError", "8_optimizerG.pth", "12_optimizerG.pth")
+    assert_said(
+        ended, "The checkpoint set could not be saved: PermissionError", "8_optimizerG.pth", "12_optimizerG.pth"
+    )
     assert ended.status == 1
     assert run.status()["state"] == "FAILED"
     assert_whole(run, [4])

@@ -129,6 +129,13 @@ def test_positions_and_seeds_give_different_results(name: str) -> None:
     assert torch.equal(shifted[:-1], moved[1:])
 
 
+def test_a_mixup_weight_does_not_depend_on_how_often_others_are_drawn() -> None:
+    mixup, positions = Mixup(1.0, 7), np.arange(400)
+    together = mixup._weights(positions, 3)  # some of 400 are refused more often than the first few rounds
+    assert together.tolist() == [float(mixup._weights(positions[k : k + 1], 3)[0]) for k in positions]
+    assert 0.5 not in together  # nor did any run out of rounds
+
+
 def test_mixup_weights_differ_between_positions_and_seeds() -> None:
     weights = Mixup(0.4)._weights(np.arange(64), SEED)
     assert len(set(weights.tolist())) > 50
