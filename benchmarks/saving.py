@@ -71,6 +71,7 @@ class Longhaul:
         self._checkpoints = CheckpointFolder(folder)
         self._iterations = itertools.count(1)
         self.writer = BackgroundWriter()
+        self.durable_at = 0.0  # of the newest set, on the clock of time.perf_counter
 
     def save(self, state: State) -> None:
         """Returns when the loop may go on."""
@@ -78,12 +79,14 @@ class Longhaul:
         self.writer.save("checkpoint set", state, lambda copied: self._commit(copied, manifest))
 
     def wait(self) -> None:
-        """Returns when the set is durable."""
+        """Returns when the set is durable and the oldest one is gone."""
         self.writer.wait()
         assert not self.writer.failed
 
     def _commit(self, copied: State, manifest: Manifest) -> None:
-        self._checkpoints.commit(copied, manifest, max_to_keep=2)
+        self._checkpoints.commit(copied, manifest, max_to_keep=0)
+        self.durable_at = time.perf_counter()
+        self._checkpoints.prune(2)
 
 
 def measure(rounds: int) -> list[Row]:
@@ -139,18 +142,26 @@ def stall_rows(size: str, folder: Path, training: Training, ours: Longhaul, roun
 
 
 def durable_row(size: str, folder: Path, training: Training, ours: Longhaul, rounds: int) -> Row:
-    """How soon after the call the files survive a power cut."""
+    """How soon after the call the files survive a power cut. Both write new files, and remove old ones afterwards."""
 
-    def in_background() -> None:
+    def in_background() -> float:
+        settle()
+        start = time.perf_counter()
         ours.save(training.state())
         ours.wait()
+        return ours.durable_at - start
 
-    def save_and_sync() -> None:
-        torch.save(training.state(), folder / "plain.pth")
-        with open(folder / "plain.pth", "rb") as file:
+    def save_and_sync() -> float:
+        settle()
+        start = time.perf_counter()
+        torch.save(training.state(), folder / "new.pth")
+        with open(folder / "new.pth", "rb") as file:
             os.fsync(file.fileno())
+        seconds = time.perf_counter() - start
+        (folder / "new.pth").replace(folder / "old.pth")
+        return seconds
 
-    samples = interleave({"Longhaul": timed(in_background), "torch.save + fsync": timed(save_and_sync)}, rounds)
+    samples = interleave({"Longhaul": in_background, "torch.save + fsync": save_and_sync}, rounds)
     note = "ours is hashed, checked for finite values and committed, in the background"
     return Row(f"{size}: durable after", "s", "Longhaul", samples, (Mark(1.0, "torch.save + fsync"),), note)
 

@@ -159,7 +159,7 @@ def commit_manifest_first(
             records[part] = write_state(stack.enter_context(atomic_write(self.folder / name)), name, state)
         with atomic_write(self.folder / manifest_name(manifest.iteration), "w") as file:
             file.write(utils_checkpoint._manifest_text(dataclasses.replace(manifest, files=records)))
-    self._prune(max_to_keep)
+    self.prune(max_to_keep)
 
 
 def prune_parts_first(self: CheckpointFolder, max_to_keep: int) -> None:
@@ -182,8 +182,8 @@ def prune_without_sync(self: CheckpointFolder, max_to_keep: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "owner", "name", "wrong", "problem"),
     [
-        (ThirdSet, utils_checkpoint.CheckpointFolder, "_prune", prune_parts_first, "4_G.pth is missing"),
-        (ThirdSet, utils_checkpoint.CheckpointFolder, "_prune", prune_without_sync, "4_G.pth is missing"),
+        (ThirdSet, utils_checkpoint.CheckpointFolder, "prune", prune_parts_first, "4_G.pth is missing"),
+        (ThirdSet, utils_checkpoint.CheckpointFolder, "prune", prune_without_sync, "4_G.pth is missing"),
         (Run, utils_checkpoint.CheckpointFolder, "commit", commit_manifest_first, "none of the 1 checkpoint sets"),
         (Run, utils_experiment, "make_folder", make_folder_carelessly, "4 was saved, 0 is found"),
         (Relaunch, utils_checkpoint, "make_folder", make_folder_carelessly, "a file in quarantine is lost"),

@@ -96,7 +96,7 @@ class CheckpointFolder:
             file.write(_manifest_text(committed))
         if max_to_keep:
             try:
-                self._prune(max_to_keep)
+                self.prune(max_to_keep)
             except OSError as error:  # the set is committed all the same
                 logger.warning("An old checkpoint set could not be removed: %s", error)
         return committed
@@ -172,7 +172,7 @@ class CheckpointFolder:
                 "the older sets are untouched; free some space or lower train.max_to_keep"
             )
 
-    def _prune(self, max_to_keep: int) -> None:
+    def prune(self, max_to_keep: int) -> None:
         """Drop all but the newest sets: each manifest first, so that no manifest ever lists a missing file."""
         manifests = list_manifests(self.folder)
         for iteration in sorted(manifests)[:-max_to_keep]:
