@@ -5,6 +5,7 @@
 TMPDIR on a file system in memory makes it several times faster.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import logging
@@ -186,5 +187,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # so that --help does not begin with many minutes
     torch.set_num_threads(1)
     sys.exit(main())
