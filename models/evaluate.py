@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from models.model_plain import Batch, ModelPlain
-from utils.utils_metric import Metric
+from utils.utils_metric_sums import Metric
 from utils.utils_metrics import METRICS, MetricValue
 
 

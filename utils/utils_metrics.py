@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from utils.utils_error import UserError
-from utils.utils_metric import Metric, of_confusion, sample_mean
+from utils.utils_metric_sums import Metric, of_confusion, sample_mean
 from utils.utils_pose import PCK_THRESHOLDS_MM, POSE_METRICS, check_joints, root_relative
 from utils.utils_table import Table
 
