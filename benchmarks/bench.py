@@ -31,7 +31,7 @@ BENCHMARKS = {
     "saving": "a checkpoint set of 409 MB",
     "ranks": "two ranks against one of as many threads",
 }
-PACKAGES = ("torch", "numpy", "lightning", "accelerate")
+PACKAGES = ("torch", "numpy", "lightning", "accelerate", "mindspore")
 
 
 @dataclasses.dataclass(frozen=True)

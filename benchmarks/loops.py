@@ -1,4 +1,4 @@
-"""Training loops to compare: the bare one, Longhaul's, one in the style of KAIR, Accelerate's and Lightning's.
+"""Training loops to compare: the bare one, Longhaul's, KAIR's style, and those of Accelerate, Lightning and MindSpore.
 
     python -m benchmarks.loops LOOP -opt FILE --num_iters N [--set KEY.PATH=VALUE ...] [--malloc default]
 
@@ -72,11 +72,7 @@ class Bare:
 def bare(opt: Options, tick: Callable[[], None]) -> None:
     """Batches that were augmented before the clock started."""
     model = Bare(opt)
-    source = define_dataset("train", opt.datasets["train"])
-    stream = TrainStream(len(source.dataset), _batch_size(opt), seed=0)
-    loader = define_train_loader(source, stream, Dist(), seed=0, start_iter=0)
-    staged = [(batch["input"], batch["target"]) for _, (batch,) in itertools.islice(loader, NUM_STAGED)]
-    for images, targets in itertools.cycle(staged):
+    for images, targets in itertools.cycle(_staged(opt)):
         model.step(images, targets)
         tick()
 
@@ -139,6 +135,14 @@ def lightning(opt: Options, tick: Callable[[], None]) -> None:
     fit(Bare(opt), _dataloader(opt), opt.train.amp == "bf16", tick)
 
 
+def mindspore(opt: Options, tick: Callable[[], None]) -> None:
+    """The same network in MindSpore, on batches that were augmented before the clock started."""
+    from benchmarks.mindspore_loop import fit
+
+    batches = itertools.cycle([(images.numpy(), targets.numpy()) for images, targets in _staged(opt)])
+    fit(opt, batches, tick)
+
+
 def longhaul(arguments: Sequence[str], tick: Callable[[], None]) -> None:
     """main_train.py itself, with a tick after each iteration."""
     batches = Trainer.batches
@@ -160,6 +164,7 @@ LOOPS = {
     "kair": kair,
     "accelerate": accelerate,
     "lightning": lightning,
+    "mindspore": mindspore,
 }
 
 
@@ -172,6 +177,13 @@ def command(loop: str, option_file: Path, num_iters: int, *changes: str, malloc:
 
 def _batch_size(opt: Options) -> int:
     return opt.datasets["train"].dataloader_batch_size or 1
+
+
+def _staged(opt: Options) -> list[Pair]:
+    source = define_dataset("train", opt.datasets["train"])
+    stream = TrainStream(len(source.dataset), _batch_size(opt), seed=0)
+    loader = define_train_loader(source, stream, Dist(), seed=0, start_iter=0)
+    return [(batch["input"], batch["target"]) for _, (batch,) in itertools.islice(loader, NUM_STAGED)]
 
 
 def _dataloader(opt: Options) -> DataLoader[Pair]:
