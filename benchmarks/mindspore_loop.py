@@ -8,8 +8,8 @@ import numpy.typing as npt
 
 from utils.utils_option import Options
 
-# MindSpore hands oneDNN plain layouts, for which oneDNN has only its reference convolution where there is AVX-512: 100
-# times slower than the one that it takes for AVX2 (MindSpore 2.10, ONEDNN_VERBOSE=1 shows which).
+# MindSpore hands oneDNN plain layouts, for which oneDNN has only its slow reference convolution where there is AVX-512,
+# and a fast one for AVX2 (MindSpore 2.10; ONEDNN_VERBOSE=1 shows which is taken).
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 
 import mindspore as ms
