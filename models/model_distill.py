@@ -75,7 +75,7 @@ class ModelDistill(ModelPlain):
         net.eval().requires_grad_(False)
         return torch.compile(net) if self.opt.train.compile else net  # type: ignore[return-value]
 
-    @property
+    @functools.cached_property  # read in every step
     def _teacher_files(self) -> list[Path]:
         named = self.opt.path.pretrained_netT
         if not named:

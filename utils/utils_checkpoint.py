@@ -173,7 +173,7 @@ class CheckpointFolder:
             )
 
     def prune(self, max_to_keep: int) -> None:
-        """Drop all but the newest sets: each manifest first, so that no manifest ever lists a missing file."""
+        """Drop all but the newest sets (0: none); manifests first, so that no manifest ever lists a missing file."""
         manifests = list_manifests(self.folder)
         for iteration in sorted(manifests)[:-max_to_keep]:
             manifests[iteration].unlink()
