@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from commands.trained_model import TrainedModel, load_trained_model
-from data.select_dataset import DataSource, TestLoader
+from data.loaders import TestLoader
+from data.select_dataset import DataSource
 from models.evaluate import evaluate
 from models.model_plain import Batch, ModelPlain
 from utils.utils_dist import Dist, process_group
@@ -72,26 +73,20 @@ def measure(
     source = trained.test_source(split)
     view = define_view(source.dataset, source.class_names)
     metrics = list(dict.fromkeys([*trained.opt.val.metrics, *view.metrics]))
-    tested = _Averaging(model, view) if is_averaged else model
+
+    def averaged(batch: Batch) -> torch.Tensor:
+        return view.average([model.test({**batch, "input": each}) for each in view.inputs(batch["input"])])
+
     start = time.perf_counter()
     loader = TestLoader(source, dist)
-    result = evaluate(tested, loader, metrics, len(source.class_names) or None, observe=observe)
+    result = evaluate(
+        model, loader, metrics, len(source.class_names) or None,
+        observe=observe, predict=averaged if is_averaged else None,
+    )  # fmt: skip
     seconds = time.perf_counter() - start
     assert result is not None, "nobody asked to stop"
     found = _findings(trained, source, view, model, result, len(source.dataset) / seconds, is_averaged)
     return Measured(source, view, result, found)
-
-
-class _Averaging(ModelPlain):
-    """The same model, whose test output is the average over several views of each input."""
-
-    def __init__(self, model: ModelPlain, view: View) -> None:
-        self.__dict__.update(model.__dict__)
-        self._view = view
-
-    def test(self, batch: Batch) -> torch.Tensor:
-        views = self._view.inputs(batch["input"])
-        return self._view.average([super(_Averaging, self).test({**batch, "input": each}) for each in views])
 
 
 def _findings(

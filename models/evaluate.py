@@ -16,11 +16,12 @@ def evaluate(
     num_classes: int | None = None,
     should_stop: Callable[[], int] = lambda: 0,
     observe: Callable[[Batch, torch.Tensor, torch.Tensor], None] | None = None,
+    predict: Callable[[Batch], torch.Tensor] | None = None,
 ) -> dict[str, MetricValue] | None:
     """Loss and metrics of the tested network, the same on every rank; None if asked to stop. Collective.
 
     Every rank makes the same number of rounds (None where its share has ended) and asks `should_stop` in each.
-    `observe` is given each batch of this rank, its output and its target.
+    `observe` is given each batch of this rank, its output and its target. `predict` stands in for `model.test`.
     """
     model.sync_buffers()
     built: dict[str, Metric] = {
@@ -32,7 +33,7 @@ def evaluate(
             return None
         if batch is None:
             continue
-        output = model.test(batch)
+        output = predict(batch) if predict else model.test(batch)
         loss_sum += model.test_loss(output).double() * len(output)
         num_samples += len(output)
         for metric in built.values():

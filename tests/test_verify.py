@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import torch
+import torch.nn as nn
 
+from models.model_plain import ModelPlain
+from models.select_model import MODELS
 from tests.run_helpers import flip_bit
 from tests.trained_models import CLASSES, Command, command, trained
 from views.view_classification import ClassificationView
@@ -95,6 +98,24 @@ def test_the_average_of_views_is_the_mean_probability_of_mirror_images_and_shift
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["test_time_average"]
     assert found["recorded"] == {}
+
+
+class AlwaysHappy(ModelPlain):
+    """A user's model, whose network is called in a way of its own."""
+
+    def netG_forward(self, netG: nn.Module) -> torch.Tensor:
+        logits: torch.Tensor = netG(self.input)
+        return logits + 1000 * torch.eye(7)[3]
+
+
+def test_a_users_model_is_averaged_as_it_is(
+    trained: Path, verify: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODELS, "_entries", {**MODELS._entries, "always_happy": AlwaysHappy})
+    arguments = ("--tta", "--set", "model=always_happy", "--json", tmp_path / "found.json")
+    assert verify(trained / "best_model.pth", *arguments) == 1  # it cannot be right
+    recall = json.loads((tmp_path / "found.json").read_text())["metrics"]["recall_per_class"]
+    assert recall == [0, 0, 0, 1, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
