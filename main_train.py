@@ -15,9 +15,9 @@ import json
 import logging
 from pathlib import Path
 
-from data.select_dataset import DATA_TABLES, define_datasets
+from data.select_dataset import define_datasets
 from models.model_plain import NonFiniteLossError
-from models.select_model import MODEL_TABLES
+from tables import TABLES
 from trainer import Trainer
 from utils import utils_option as option
 from utils.utils_dist import Dist, end_process, is_lost_rank, launched_rank, process_group
@@ -25,13 +25,10 @@ from utils.utils_error import UserError
 from utils.utils_experiment import Experiment
 from utils.utils_logger import start_console
 from utils.utils_memory import keep_freed_memory
-from utils.utils_metrics import METRICS
 from utils.utils_option import Options
 from utils.utils_signal import StopRequest
 
 logger = logging.getLogger("longhaul")
-
-TABLES = {**MODEL_TABLES, **DATA_TABLES, "metric": METRICS}
 
 
 def train(opt: Options, dist: Dist, stop: StopRequest, option_file: Path, dry_run: bool) -> int:
@@ -42,18 +39,18 @@ def train(opt: Options, dist: Dist, stop: StopRequest, option_file: Path, dry_ru
         trainer.resume()
         if dry_run:
             return 0
-        model, every = trainer.model, trainer.opt.train
+        model, opt = trainer.model, trainer.opt  # its total_iter is known
         current_iter = trainer.start_iter
         for current_iter, micro_batches in trainer.batches():
             model.update_learning_rate(current_iter)
             model.optimize_parameters(micro_batches, current_iter)
             model.update_E(current_iter)
             experiment.log.step()
-            if trainer.is_due(every.checkpoint_print, current_iter):
+            if trainer.is_due(opt.train.checkpoint_print, current_iter):
                 trainer.log_training(current_iter)
-            if trainer.is_due(every.checkpoint_test, current_iter):
+            if trainer.is_due(opt.train.checkpoint_test, current_iter):
                 trainer.test(current_iter)
-            if trainer.is_due(every.checkpoint_save, current_iter):
+            if trainer.is_due(opt.train.checkpoint_save, current_iter):
                 model.check_finite(current_iter)
                 trainer.save(current_iter, "periodic")
             if stop.agreed() or trainer.is_out_of_patience:

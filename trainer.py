@@ -11,17 +11,12 @@ from typing import Any
 
 import torch
 
-from data.select_dataset import (
-    DataSource,
-    define_test_loaders,
-    define_train_loader,
-    input_transforms,
-    synthetic_notice,
-)
+from data.loaders import define_test_loaders, define_train_loader, without_random
+from data.select_dataset import DataSource, synthetic_notice
 from data.train_stream import TrainStream
 from models.evaluate import evaluate
 from models.learning_rate import learning_rate
-from models.model_plain import NonFiniteLossError, enabled_parts
+from models.model_plain import Batch, NonFiniteLossError, enabled_parts
 from models.portable_model import pack_model, train_record
 from models.select_model import define_model
 from models.select_network import check_num_classes
@@ -42,8 +37,6 @@ from views.test_outputs import TestOutputs
 
 logger = logging.getLogger("longhaul")
 
-Batch = dict[str, Any]
-
 
 class Trainer:
     """Everything that the loop in main_train needs besides the step itself. All methods are collective."""
@@ -53,6 +46,7 @@ class Trainer:
     ) -> None:
         check_best_metric(opt.val.best_metric)
         self._dist, self._stop, self._experiment, self._sources = dist, stop, experiment, sources
+        self._synthetic = synthetic_notice(sources.values())
         self._resume = experiment.find_resume_point(enabled_parts(opt.train))
         manifest = self._resume.manifest if self._resume else None
         self.start_iter = self._resume.iteration if self._resume else 0
@@ -66,7 +60,9 @@ class Trainer:
         self.opt = with_total_iter(opt, self.stream.num_iters)
         self.total_iter: int = self.opt.train.total_iter or 0
         self.model = define_model(self.opt, dist, self._seed)
-        self._loader = self._define_loader()
+        self._loader = define_train_loader(
+            train, self.stream, dist, self._seed, self.start_iter, opt.train.G_accumulation_steps
+        )
         self._test_loaders = define_test_loaders(sources, dist)
         self._stream_record = {
             "seed": self._seed,
@@ -90,7 +86,7 @@ class Trainer:
         return patience is not None and self.progress.num_tests_without_improvement >= patience
 
     def is_due(self, every: int | str, current_iter: int) -> bool:
-        """Whether something done every so many iterations, or every "epoch", is due; all are after the last one."""
+        """Whether something done every so many iterations, or every "epoch", is due; at the end everything is."""
         if current_iter == self.total_iter:
             return True
         return self.stream.ends_epoch(current_iter) if every == "epoch" else current_iter % int(every) == 0
@@ -100,10 +96,10 @@ class Trainer:
         accept = self.opt.resume.accept_changes
         guarantee = resume_guarantee(self._resume, self._stream_record, self._machine_record, accept)
         if self._has_work:
-            first = next(self._loader)
-            self._loader = itertools.chain([first], self._loader)
-            self.model.probe(first[1][0])
-            self.model.prepare(first[1])
+            first = _, micro_batches = next(self._loader)
+            self._loader = itertools.chain([first], self._loader)  # only looked at here: it is trained on in its turn
+            self.model.probe(micro_batches[0])
+            self.model.rebuild_buckets(micro_batches)
         self.model.load(self._resume)
         self.model.num_skipped_in_a_row = self.progress.num_skipped_in_a_row
         self.model.loss_sum, self.model.num_losses = self.progress.loss_sum, self.progress.num_losses
@@ -113,7 +109,7 @@ class Trainer:
         log = self._experiment.log
         log.start(self.start_iter, self.total_iter)
         if log.wants_images and self._has_work:
-            self._augmented = image_grid(first[1][0]["input"][:32])
+            self._augmented = image_grid(micro_batches[0]["input"][:32])
 
     def batches(self) -> Iterator[tuple[int, list[Batch]]]:
         """(current_iter, micro-batches) of every iteration left, after the test that a stop may have cut off."""
@@ -125,12 +121,12 @@ class Trainer:
 
     def log_training(self, current_iter: int) -> None:
         """Log the means since the last call, and once a few samples as netG saw them; raises NonFiniteLossError."""
-        log = self.model.current_log(current_iter)
+        means = self.model.current_log(current_iter)
         if self._augmented is not None:
             self._experiment.log.image("train/augmented", self._augmented, self.start_iter)
             self._augmented = None
         epoch, lr = self.stream.epoch(current_iter), self.model.current_learning_rate()
-        self._experiment.log.training(current_iter, epoch, lr, log, self.stream.batch_size)
+        self._experiment.log.training(current_iter, epoch, lr, means, self.stream.batch_size)
 
     def test(self, current_iter: int) -> None:
         """Test on every test data set; "test" moves the progress and may give a new best model."""
@@ -270,9 +266,10 @@ class Trainer:
 
     def _pack_model(self, current_iter: int) -> dict[str, Any]:
         shown = self._sources.get("test", self._sources["train"])
+        transforms = [each.model_dump() for each in without_random(shown.options).transforms]
         return pack_model(
             self.model, current_iter, self.stream.epoch(current_iter), self._result, shown.class_names,
-            shown.dataset[0]["input"].shape, input_transforms(shown), synthetic_notice(self._sources.values()),
+            shown.dataset[0]["input"].shape, transforms, self._synthetic,
         )  # fmt: skip
 
     def _choose_seed(self, opt: Options) -> int:
@@ -302,7 +299,7 @@ class Trainer:
             f"position {position:,}, learning rate {learning_rate(next_iter, train):.3e}",
             "data": ", ".join(f"{name} {len(source.dataset):,}" for name, source in self._sources.items())
             + f" samples; batch {self.stream.batch_size}, {num_batches:.1f} an epoch",
-            "SYNTHETIC": synthetic_notice(self._sources.values()) or "",
+            "SYNTHETIC": self._synthetic or "",
             "network": f"{opt.netG.net_type}, {sum(p.numel() for p in self.model.netG.parameters()):,} parameters; "
             + ("netE is tested" if self.model.netE is not None else "netG is tested"),
             "machine": ", ".join(f"{key} {value}" for key, value in self._machine_record.items()),
@@ -327,16 +324,5 @@ class Trainer:
         lines["files"] = f"{models}: {', '.join(files)}"
         if "test" in self._sources and files:
             lines["verify with"] = f"python main_test.py verify {models / files[0]}"
-        lines["SYNTHETIC"] = synthetic_notice(self._sources.values()) or ""
+        lines["SYNTHETIC"] = self._synthetic or ""
         print_block("Done", lines.items())
-
-    def _define_loader(self) -> Iterator[tuple[int, list[Batch]]]:
-        train = self._sources["train"]
-        steps = self.opt.train.G_accumulation_steps
-        share = self.stream.batch_size // self._dist.world_size
-        if share % steps:
-            raise UserError(
-                f"train.G_accumulation_steps: {steps} does not divide the {share} samples of each rank "
-                f"(dataloader_batch_size {self.stream.batch_size} / {self._dist.world_size} ranks)"
-            )
-        return define_train_loader(train, self.stream, self._dist, self._seed, self.start_iter, steps)

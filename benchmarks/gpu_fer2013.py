@@ -27,21 +27,20 @@ import torch
 import torch.nn as nn
 import torch.profiler
 
-from data.select_dataset import DATA_TABLES, define_datasets
+from data.select_dataset import define_datasets
 from models.loss import LOSSES
+from models.model_plain import Batch
 from models.optimizer import define_optimizer
-from models.select_model import MODEL_TABLES
 from models.select_network import define_G
-from trainer import Batch, Trainer
+from tables import TABLES
+from trainer import Trainer
 from utils import utils_option
 from utils.utils_dist import process_group
 from utils.utils_experiment import Experiment
 from utils.utils_file import PROJECT_FOLDER
-from utils.utils_metrics import METRICS
 from utils.utils_option import Options
 from utils.utils_signal import StopRequest
 
-TABLES = {**MODEL_TABLES, **DATA_TABLES, "metric": METRICS}
 HEADING = (
     "batch size", "images/s", "of a bare loop", "of a bare loop with CUDA graphs", "GPU busy", "kernels / iteration",
     "bound by", "a save: host stands still", "a save: run takes longer by", "epochs", "seconds in total", "accuracy",

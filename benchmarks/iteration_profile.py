@@ -17,8 +17,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from data.select_dataset import define_datasets
-from main_train import TABLES
 from models.model_plain import ModelPlain
+from tables import TABLES
 from trainer import Trainer
 from utils import utils_option
 from utils.utils_dist import process_group

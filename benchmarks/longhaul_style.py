@@ -9,8 +9,8 @@ from typing import Any
 import main_train
 import trainer
 from benchmarks.resume_task import MEAN, STD, Recorder, Task, read_task, row_of
-from data.select_dataset import define_train_loader
-from models.model_plain import ModelPlain
+from data.loaders import define_train_loader
+from models.model_plain import Batch, ModelPlain
 from trainer import Trainer
 
 
@@ -63,7 +63,7 @@ def record(recorder: Recorder) -> None:
         resume(self)
         recorder.started(G=self.start_iter)
 
-    def watched_loader(*args: Any) -> Iterator[tuple[int, list[trainer.Batch]]]:
+    def watched_loader(*args: Any) -> Iterator[tuple[int, list[Batch]]]:
         for current_iter, micro_batches in define_train_loader(*args):
             samples[current_iter] = [row_of(name) for batch in micro_batches for name in batch["name"]]
             yield current_iter, micro_batches

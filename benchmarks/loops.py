@@ -23,9 +23,11 @@ from torch.utils.data import DataLoader
 import main_train
 from benchmarks.augmented_faces import AugmentedFaces
 from benchmarks.contender import Pacer
-from data.select_dataset import define_dataset, define_train_loader
+from data.loaders import define_train_loader
+from data.select_dataset import define_dataset
 from data.train_stream import TrainStream
 from models.select_network import define_G
+from tables import TABLES
 from trainer import Trainer
 from utils import utils_option
 from utils.utils_dist import Dist
@@ -209,7 +211,7 @@ def main() -> None:
     if args.malloc == "kept":
         keep_freed_memory()
     torch.set_num_threads(1)
-    LOOPS[args.loop](utils_option.parse(args.opt, args.set, main_train.TABLES), tick)
+    LOOPS[args.loop](utils_option.parse(args.opt, args.set, TABLES), tick)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from data.select_dataset import define_dataset
-from main_train import TABLES
+from tables import TABLES
 from utils import Evaluator
 from utils.utils_option import parse
 

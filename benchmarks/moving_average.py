@@ -17,8 +17,8 @@ import torch.nn as nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.measure import Limit, Mark, Row, interleave, main
-from main_train import TABLES
 from models.model_plain import ModelPlain
+from tables import TABLES
 from utils import utils_option
 from utils.utils_dist import Dist
 

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from commands.trained_model import load_trained_model
-from data.select_dataset import TestLoader
+from data.loaders import TestLoader
 from models.evaluate import evaluate
 from utils.utils_dist import process_group
 from utils.utils_error import UserError

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.select_dataset import DATASETS, DataSource, define_dataset, define_test_pipeline
-from data.transforms import TRANSFORMS, Pipeline
-from main_train import TABLES
+from data.loaders import define_test_pipeline, without_random
+from data.select_dataset import DATASETS, DataSource, define_dataset
+from data.transforms import Pipeline
 from models.model_base import load_network
 from models.model_plain import ModelPlain
 from models.select_model import define_model
+from tables import TABLES
 from utils import utils_option
 from utils.utils_checkpoint import CheckpointFolder, DamagedError
 from utils.utils_checkpoint_names import manifest_name
@@ -98,9 +99,7 @@ class TrainedModel:
         """datasets.test, or datasets.train without its random transforms, and its name."""
         if "test" in self.opt.datasets:
             return "test", self.opt.datasets["test"]
-        options = self.opt.datasets["train"]
-        steps = tuple(each for each in options.transforms if not TRANSFORMS[each.type].is_random)  # type: ignore[attr-defined]
-        return "train", options.model_copy(update={"transforms": steps})
+        return "train", without_random(self.opt.datasets["train"])
 
 
 def load_trained_model(path: Path, option_file: Path | None, overrides: list[str]) -> TrainedModel:

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from tables import TABLES
 from tests.drill_launch import Launch, marked_processes, send
 from tests.drill_report import Compared, Kill, Row, compare, print_row
-from tests.helpers import TABLES
 from utils import utils_option
 from utils.utils_error import UserError
 

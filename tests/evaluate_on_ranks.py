@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.select_dataset import DataSource, TestLoader
+from data.loaders import TestLoader
+from data.select_dataset import DataSource
 from models.evaluate import evaluate
 from models.model_plain import ModelPlain
 from tests.helpers import ONE_RANK, net_options

@@ -11,15 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.select_dataset import DATA_TABLES
-from models.select_model import MODEL_TABLES
+from tables import TABLES
 from tests.fer2013_files import random_faces, row_of, write_csv
 from utils import utils_option
 from utils.utils_dist import Dist
-from utils.utils_metrics import METRICS
 from utils.utils_option import Options
 
-TABLES = {**MODEL_TABLES, **DATA_TABLES, "metric": METRICS}
 NORMALIZE = {"type": "normalize", "mean": 0.5, "std": 0.25}
 ALL_TRANSFORMS = [
     {"type": "random_affine", "flip": 0.5, "rotation": 10, "scale": 0.1, "shift": 0.05},

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from main_train import TABLES
+from tables import TABLES
 from utils.utils_option import json_schema
 
 README = Path(__file__).parent.parent / "README.md"

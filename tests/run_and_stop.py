@@ -14,7 +14,7 @@ Places: "start" (nothing is done yet), "step" (the update of that iteration is d
 "audit" names a file that gets a line for every path that any process of the run opens for writing, makes or removes.
 "record" names a folder where each rank writes down the samples that its updates are fed.
 "trace" names a file that gets a line for every failpoint reached on rank 0: its name, a tab, and the file.
-"forget" names what a resume leaves out: "optimizerG", "E", "buffers", "position", "progress" or "prepare".
+"forget" names what a resume leaves out: "optimizerG", "E", "buffers", "position", "progress" or "buckets".
 """
 
 import functools
@@ -297,8 +297,8 @@ def forget(piece: str) -> None:
         again = original(source, stream, dist, seed, 0, num)
         return ((number, batches) for number, (_, batches) in enumerate(again, start_iter + 1))
 
-    if piece == "prepare":
-        ModelPlain.prepare = lambda *_: None  # type: ignore[method-assign]
+    if piece == "buckets":
+        ModelPlain.rebuild_buckets = lambda *_: None  # type: ignore[method-assign]
     elif piece == "progress":
         after(Trainer, "resume", lose_progress)
     elif piece == "position":

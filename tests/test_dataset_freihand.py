@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from data.dataset_freihand import JOINT_NAMES, VERSIONS, FreiHand
-from data.select_dataset import DATASETS, DataSource, ResidentDataset, TestLoader, define_train_loader
+from data.loaders import TestLoader, define_train_loader
+from data.select_dataset import DATASETS, DataSource, ResidentDataset
 from data.train_stream import TrainStream
 from tests.freihand_files import SIDE, annotations, tone, write_freihand, write_image
 from tests.helpers import ONE_RANK, net_options, validated

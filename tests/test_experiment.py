@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import ONE_RANK, TABLES, changed, messages, tiny_option_mapping, validated, write_options
+from tables import TABLES
+from tests.helpers import ONE_RANK, changed, messages, tiny_option_mapping, validated, write_options
 from utils import utils_experiment, utils_option
 from utils.utils_dist import Dist
 from utils.utils_error import UserError

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.gpu_fer2013 import HEADING, REHEARSAL, option_overrides
-from tests.helpers import TABLES
+from tables import TABLES
 from utils import utils_option
 from utils.utils_file import PROJECT_FOLDER
 

@@ -21,6 +21,7 @@ import models.loss
 import models.select_model
 import models.select_network
 import utils.utils_metrics
+from tables import TABLES as OPTION_TABLES
 from tests.helpers import changed, tiny_option_mapping, write_options
 from tests.readme_table import README, option_tables, readme_with
 from utils.utils_dist import Dist
@@ -64,7 +65,7 @@ def test_a_command_of_the_readme_is_understood(command: str, monkeypatch: pytest
     if script == "main_train.py":
         monkeypatch.setattr(sys, "argv", words[words.index(script) :])
         args = main_train.parse_arguments()
-        parse(PROJECT / args.opt, args.set, main_train.TABLES)
+        parse(PROJECT / args.opt, args.set, OPTION_TABLES)
     else:
         monkeypatch.setattr(sys, "argv", words[words.index(script) :])
         main_test.parse_arguments()
@@ -106,7 +107,7 @@ def test_links_and_targets_of_a_document_exist(name: str) -> None:
 def test_what_the_readme_adds_trains_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _register_examples(monkeypatch)
     option_file = write_options(_options_with_examples(tmp_path), tmp_path / "added.json")
-    opt = parse(option_file, tables=main_train.TABLES)
+    opt = parse(option_file, tables=OPTION_TABLES)
     dist = Dist()
     with StopRequest(dist) as stop:
         assert main_train.train(opt, dist, stop, option_file, dry_run=False) == 0

@@ -467,5 +467,5 @@ def test_three_ranks_without_the_pass_that_orders_the_buckets_would_be_noticed(
 ) -> None:
     run = new_run(**many_faces)
     run.launch(accidents=[kill("step", 6, signal.SIGTERM)], num_ranks=3)
-    assert run.launch(accidents=[{"forget": "prepare"}], num_ranks=3).statuses == [0, 0, 0]
+    assert run.launch(accidents=[{"forget": "buckets"}], num_ranks=3).statuses == [0, 0, 0]
     assert {"G", "E", "optimizerG"} <= set(differences(straight(3), run))

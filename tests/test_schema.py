@@ -12,10 +12,10 @@ from pydantic import BaseModel
 
 from data.select_dataset import DATASETS
 from data.transforms import TRANSFORMS
-from main_train import TABLES
 from models.loss import LOSSES
 from models.optimizer import define_optimizer
 from models.select_network import define_G
+from tables import TABLES
 from tests.schema_check import mistakes
 from utils.utils_error import UserError
 from utils.utils_option import json_schema, parse, validate

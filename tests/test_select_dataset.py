@@ -15,17 +15,8 @@ import pytest
 import torch
 
 from data import select_dataset
-from data.select_dataset import (
-    SYNTHETIC_SOURCES,
-    DataSource,
-    TestLoader,
-    define_dataset,
-    define_datasets,
-    define_test_loaders,
-    define_train_loader,
-    input_transforms,
-    synthetic_notice,
-)
+from data.loaders import TestLoader, define_test_loaders, define_train_loader, without_random
+from data.select_dataset import SYNTHETIC_SOURCES, DataSource, define_dataset, define_datasets, synthetic_notice
 from data.train_stream import TrainStream
 from data.transforms import Batch
 from tests.evaluate_on_ranks import RandomImages
@@ -322,7 +313,7 @@ def test_test_loaders_begin_with_the_one_that_selects() -> None:
 
 
 def test_what_inference_needs_are_the_transforms_that_are_not_random() -> None:
-    assert input_transforms(source()) == [NORMALIZE]
+    assert [each.model_dump() for each in without_random(source().options).transforms] == [NORMALIZE]
 
 
 def test_worker_processes_end_with_their_loader() -> None:

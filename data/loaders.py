@@ -1,0 +1,151 @@
+"""What feeds the model: batches of an open data set on this rank's device, in training and in a test."""
+
+import atexit
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from data.select_dataset import DataSource, ResidentDataset
+from data.train_stream import Indices, TrainStream
+from data.transforms import TRANSFORMS, Batch, Pipeline, Transform
+from data.upload import upload
+from utils.utils_dist import Dist
+from utils.utils_error import UserError
+from utils.utils_option import DatasetOptions
+from utils.utils_seed import seed_of
+from utils.utils_signal import held_stop_signals, ignore_ended_children, ignore_stop_signals, kill_workers
+
+
+def define_train_loader(
+    source: DataSource, stream: TrainStream, dist: Dist, seed: int, start_iter: int, num_micro_batches: int = 1
+) -> Iterator[tuple[int, list[Batch]]]:
+    """Endless (current_iter, micro-batches) from iteration `start_iter` + 1 on; this rank's share, on its device."""
+    share = stream.batch_size // dist.world_size
+    if share % num_micro_batches:
+        raise UserError(
+            f"train.G_accumulation_steps: {num_micro_batches} does not divide the {share} samples of each rank "
+            f"(dataloader_batch_size {stream.batch_size} / {dist.world_size} ranks)"
+        )
+    transforms = _transforms(source.name, source.options, source.class_names)
+    pipeline = Pipeline(transforms, seed_of(seed, "transforms"))
+
+    def positions() -> Iterator[Indices]:
+        for current_iter in itertools.count(start_iter + 1):
+            yield from stream.positions(current_iter).reshape(num_micro_batches, -1)
+
+    raw = _fetch(source, map(stream.samples, positions()), dist)  # may run ahead of what is trained
+    batches = map(pipeline, raw, positions())
+    return ((i, list(itertools.islice(batches, num_micro_batches))) for i in itertools.count(start_iter + 1))
+
+
+class TestLoader:
+    """One pass over this rank's unpadded share of a test data set: samples rank, rank + world_size, ...
+
+    "index" of a batch has the numbers of its samples.
+
+    Every rank makes `num_rounds` rounds; a rank whose share is shorter gets None in the last one, so that code which
+    talks between rounds stays in step.
+    """
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self, source: DataSource, dist: Dist) -> None:
+        self.source = source
+        self._dist = dist
+        self._pipeline = define_test_pipeline(source.name, source.options, source.class_names)
+        self._samples = np.arange(dist.rank, len(source.dataset), dist.world_size, dtype=np.int64)
+        self._batch_size = max(1, (source.options.dataloader_batch_size or 1) // dist.world_size)
+        longest = -(-len(source.dataset) // dist.world_size)
+        self.num_rounds = -(-longest // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch | None]:
+        starts = range(0, len(self._samples), self._batch_size)
+        drawn = [self._samples[start : start + self._batch_size] for start in starts]
+        for samples, batch in zip(drawn, _fetch(self.source, drawn, self._dist), strict=True):
+            yield {**self._pipeline(batch, samples), "index": samples}
+        yield from [None] * (self.num_rounds - len(drawn))
+
+
+def define_test_loaders(sources: Mapping[str, DataSource], dist: Dist) -> dict[str, TestLoader]:
+    """A loader for each test data set, "test" (which selects the best model) first."""
+    return {name: TestLoader(sources[name], dist) for name in sorted(sources) if name != "train"}
+
+
+def define_test_pipeline(name: str, options: DatasetOptions, class_names: Sequence[str]) -> Pipeline:
+    """What the inputs of a test pass through, without anything random."""
+    return Pipeline(_transforms(name, options, class_names, allow_random=False), seed=0)
+
+
+def without_random(options: DatasetOptions) -> DatasetOptions:
+    """The same data set with those transforms alone that every input of the network needs."""
+    kept = tuple(each for each in options.transforms if not TRANSFORMS[each.type].is_random)  # type: ignore[attr-defined]
+    return options.model_copy(update={"transforms": kept})
+
+
+def _transforms(
+    name: str, options: DatasetOptions, class_names: Sequence[str], allow_random: bool = True
+) -> list[Transform]:
+    built = []
+    for number, each in enumerate(options.transforms):
+        transform = TRANSFORMS.build(each.type, each.arguments, num_classes=len(class_names) or None)
+        if transform.is_random and not allow_random:
+            raise UserError(
+                f"datasets.{name}.transforms.{number}: {each.type} is random, and a test must give the same result "
+                "every time; remove it"
+            )
+        built.append(transform)
+    return built
+
+
+def _fetch(source: DataSource, drawn: Iterable[Indices], dist: Dist) -> Iterator[Batch]:
+    """Raw batches of the drawn samples, on the device."""
+    if source.options.resident is not False and isinstance(source.dataset, ResidentDataset):
+        return _fetch_resident(source.dataset, drawn, dist.device)
+    if source.options.resident is True:
+        raise UserError(
+            f"datasets.{source.name}.resident: {source.options.dataset_type} streams from disk and cannot be "
+            'resident; use "auto" or false'
+        )
+    return _fetch_streamed(source, drawn, dist)
+
+
+def _fetch_resident(dataset: ResidentDataset, drawn: Iterable[Indices], device: torch.device) -> Iterator[Batch]:
+    tensors = {key: value.to(device) for key, value in dataset.resident().items()}
+    for samples in drawn:
+        index = upload(samples, device)
+        batch: Batch = {key: value.index_select(0, index) for key, value in tensors.items()}
+        batch["name"] = [dataset.name(int(sample)) for sample in samples]
+        yield batch
+
+
+def _fetch_streamed(source: DataSource, drawn: Iterable[Indices], dist: Dist) -> Iterator[Batch]:
+    num_workers = -(-source.options.dataloader_num_workers // dist.world_size)
+    loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+        source.dataset,  # type: ignore[arg-type]  # our protocol is all that DataLoader uses of a Dataset
+        batch_sampler=(samples.tolist() for samples in drawn),
+        num_workers=num_workers,
+        worker_init_fn=ignore_stop_signals,
+        pin_memory=dist.device.type == "cuda",
+        generator=torch.Generator().manual_seed(0),  # iter(loader) otherwise draws from the global generator
+    )
+    with held_stop_signals():
+        batches = iter(loader)
+    if num_workers:
+        # An error leaves the loader open: its workers are not ended by anyone else.
+        atexit.unregister(kill_workers)
+        atexit.register(kill_workers)
+        ignore_ended_children()
+    try:
+        for batch in batches:
+            yield {
+                key: value.to(dist.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                for key, value in batch.items()
+            }
+    except UserError as error:  # a worker's comes with its traceback, as text
+        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].rstrip()) from None
+    except (ConnectionError, EOFError) as error:  # a worker that was killed while it handed over a batch
+        raise RuntimeError(f"datasets.{source.name}: a DataLoader worker exited unexpectedly ({error})") from error
