@@ -37,6 +37,10 @@ class ModelBase:
             return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net.to(self.device)
 
+    def autocast(self) -> torch.autocast:
+        """The precision of a training step: bf16 where train.amp says so."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.opt.train.amp == "bf16")
+
     def wrap(self, net: nn.Module) -> nn.Module:
         """The network as training calls it: in DDP where there are several ranks, compiled if asked.
 
@@ -86,7 +90,7 @@ def load_network(net: nn.Module, path: str | Path, strict: bool, prefer_ema: boo
     report = _report(Path(path).name, missing, unexpected, mismatched, state, wanted)
     if not fitting or (strict and report):
         remedy = "was it saved by another net_type, or with other netG options?"
-        loose = "" if strict is False else " To load what fits, set train.G_param_strict / E_param_strict to false."
+        loose = "" if not strict else " To load what fits, set train.G_param_strict / E_param_strict to false."
         raise UserError(f"{report or Path(path).name + ' is empty'}: {remedy}{loose}")
     if report:
         logger.warning("%s; %d of %d tensors were loaded.", report, len(fitting), len(wanted))

@@ -1,7 +1,7 @@
 """ModelDistill: a classifier that also learns from larger, trained ones."""
 
 import functools
-import hashlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from models.model_base import load_network
 from models.model_plain import ModelPlain
 from models.select_network import define_G
 from utils.utils_error import UserError
-from utils.utils_file import project_path
+from utils.utils_file import project_path, sha256_of
 from utils.utils_option import NetOptions
 from utils.utils_state_file import load_state
+
+logger = logging.getLogger("longhaul")
 
 
 class ModelDistill(ModelPlain):
@@ -30,31 +32,28 @@ class ModelDistill(ModelPlain):
 
     def train_loss(self, output: torch.Tensor) -> torch.Tensor:
         weight, temperature = self.opt.train.distill_weight, self.opt.train.distill_temperature
-        divergence = kl_div(log_softmax(output / temperature, dim=1), self._taught(output.shape), reduction="batchmean")
+        taught = self._teacher_probabilities(output.shape)
+        divergence = kl_div(log_softmax(output / temperature, dim=1), taught, reduction="batchmean")
         return (1 - weight) * super().train_loss(output) + weight * temperature**2 * divergence
 
     @torch.no_grad()
-    def _taught(self, shape: torch.Size) -> torch.Tensor:
-        """What the teachers think of the batch: probabilities at the temperature, float32, of this shape."""
-        train, each = self.opt.train, []
+    def _teacher_probabilities(self, shape: torch.Size) -> torch.Tensor:
+        """The mean of what the teachers think of the batch at the temperature, float32, of this shape."""
+        probabilities = []
         for path, netT in zip(self._teacher_files, self.netT, strict=True):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=train.amp == "bf16"):
+            with self.autocast():
                 logits = self.netG_forward(netT).float()
             if logits.shape != shape:
                 raise UserError(
                     f"path.pretrained_netT: {path} answers {tuple(logits.shape)} where netG answers {tuple(shape)}; "
                     f"a teacher must know the same classes"
                 )
-            each.append(softmax(logits / train.distill_temperature, dim=1))
-        return torch.stack(each).mean(dim=0)
+            probabilities.append(softmax(logits / self.opt.train.distill_temperature, dim=1))
+        return torch.stack(probabilities).mean(dim=0)
 
     def record(self) -> dict[str, Any]:
         _ = self.netT  # its errors say what is wrong with a file
-        digests = []
-        for path in self._teacher_files:
-            with open(path, "rb") as file:
-                digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-        return {"teacher": " ".join(digests)}
+        return {"teacher": " ".join(sha256_of(path)[:16] for path in self._teacher_files)}
 
     @functools.cached_property
     def netT(self) -> list[nn.Module]:
@@ -70,6 +69,8 @@ class ModelDistill(ModelPlain):
         if not isinstance(content, Mapping) or not content.keys() >= {"model_state_dict", "netG", "input"}:
             raise UserError(f"path.pretrained_netT: {path} is no self-contained model; give a best_model.pth")
         self._check_inputs(path, content["input"].get("transforms"))
+        if synthetic := content.get("synthetic"):
+            logger.warning("path.pretrained_netT: %s learned from generated samples (%s).", path, synthetic)
         net = self.to_device(define_G(NetOptions(**content["netG"])))
         load_network(net, path, strict=True)
         net.eval().requires_grad_(False)

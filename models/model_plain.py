@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import functools
-import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.learning_rate import learning_rate
 from models.loss import LOSSES
 from models.model_base import ModelBase, load_network
+from models.moving_average import MovingAverage
 from models.optimizer import define_optimizer, load_optimizer
 from models.select_network import define_G
 from utils.utils_checkpoint import ResumePoint
@@ -61,7 +61,7 @@ class ModelPlain(ModelBase):
         self.optimizer = define_optimizer(self.netG, train)
         self._wrapped = self.wrap(self.netG)
         self._parameters = [parameter for parameter in self.netG.parameters() if parameter.requires_grad]
-        self._ema_pairs = self._pair_for_average()
+        self._average = MovingAverage(self.netE, self.netG) if self.netE is not None else None
         self._buffers = list(self.netG.buffers())
         self.num_skipped_in_a_row = 0
         """Steps that `train.nonfinite: "skip"` has left out since the last one that was taken."""
@@ -117,18 +117,9 @@ class ModelPlain(ModelBase):
         self.optimizer.step()
 
     def update_E(self, current_iter: int) -> None:
-        """Move netE towards netG; a warm-up of the decay soon forgets the first weights.
-
-        Batch norm statistics are averaged like the weights: those of netG's latest batches belong to other weights.
-        """
-        if self.netE is None:
-            return
-        averaged, sources, copied, counters = self._ema_pairs
-        decay = min(self.opt.train.E_decay, (1 + current_iter) / (10 + current_iter))
-        with torch.no_grad():
-            torch._foreach_lerp_(averaged, sources, 1 - decay)
-            if copied:
-                torch._foreach_copy_(copied, counters)
+        """Move netE towards netG; a warm-up of the decay soon forgets the first weights."""
+        if self._average is not None:
+            self._average.update(min(self.opt.train.E_decay, (1 + current_iter) / (10 + current_iter)))
 
     def probe(self, batch: Batch) -> None:
         """Send two samples through the network and the loss; UserError if they do not fit each other."""
@@ -141,7 +132,7 @@ class ModelPlain(ModelBase):
                 f"are {shape}: {str(error).splitlines()[0]}; check the arguments of netG and the loss"
             ) from error
 
-    def prepare(self, micro_batches: Sequence[Batch]) -> None:
+    def rebuild_buckets(self, micro_batches: Sequence[Batch]) -> None:
         """One throw-away pass before the state is loaded. Collective.
 
         DDP reorders its gradient buckets after its first backward pass, and with three or more ranks sums in another
@@ -174,7 +165,7 @@ class ModelPlain(ModelBase):
         return output.float()
 
     def test_loss(self, output: torch.Tensor) -> torch.Tensor:
-        """The training loss of a test output."""
+        """`lossfn` of a test output, with its weight; training may minimise more, see `train_loss`."""
         return self.opt.train.G_lossfn_weight * self.lossfn(output, self.target)
 
     def sync_buffers(self) -> None:
@@ -262,7 +253,7 @@ class ModelPlain(ModelBase):
             no_sync = isinstance(wrapped, DistributedDataParallel) and not is_last
             with wrapped.no_sync() if no_sync else contextlib.nullcontext():  # type: ignore[operator]
                 self.feed_data(batch)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.opt.train.amp == "bf16"):
+                with self.autocast():
                     output = self.netG_forward(wrapped)
                 loss = self.train_loss(output.float())
                 # Even a factor of 1 would cost four small operations, two of them in the backward pass.
@@ -292,19 +283,3 @@ class ModelPlain(ModelBase):
     def _restore_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
         for buffer, before in zip(self._buffers, buffers, strict=True):
             buffer.copy_(before)
-
-    def _pair_for_average(
-        self,
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-        """Lists made once: what of netE is averaged and of which tensors of netG, what is copied and from which."""
-        if self.netE is None:
-            return [], [], [], []
-        averages = [*self.netE.parameters(), *self.netE.buffers()]
-        sources = [each.detach() for each in (*self.netG.parameters(), *self.netG.buffers())]
-        is_averaged = [source.is_floating_point() for source in sources]  # counters are not
-        return (
-            list(itertools.compress(averages, is_averaged)),
-            list(itertools.compress(sources, is_averaged)),
-            [average for average, is_float in zip(averages, is_averaged, strict=True) if not is_float],
-            [source for source, is_float in zip(sources, is_averaged, strict=True) if not is_float],
-        )

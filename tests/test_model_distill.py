@@ -11,7 +11,7 @@ from data.transforms import Batch
 from models.model_distill import ModelDistill
 from models.model_plain import ModelPlain
 from models.select_network import define_G
-from tests.helpers import NORMALIZE, ONE_RANK, changed, class_batch, net_options, same_tensors
+from tests.helpers import NORMALIZE, ONE_RANK, changed, class_batch, messages, net_options, same_tensors
 from tests.run_helpers import LAST, NewRun, Run, differences, kill, new_run, server
 from utils.utils_error import UserError
 from utils.utils_option import NetOptions, Options
@@ -131,6 +131,16 @@ def test_a_file_that_is_no_teacher_is_refused(tmp_path: Path, content: Any, said
         torch.save(content, path)
     with pytest.raises(UserError, match=said):
         distilled(None if content is None else path).record()
+
+
+@pytest.mark.parametrize("synthetic", [None, "synthetic_faces, because there is no data"])
+def test_a_teacher_that_learned_from_generated_samples_is_named(
+    teacher: Path, synthetic: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save({**torch.load(teacher), "synthetic": synthetic}, teacher)
+    distilled(teacher).record()
+    expected = f"path.pretrained_netT: {teacher} learned from generated samples ({synthetic})." if synthetic else ""
+    assert messages(caplog.records) == expected
 
 
 def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
