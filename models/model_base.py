@@ -49,7 +49,7 @@ class ModelBase:
         if self.dist.world_size > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
             net = DistributedDataParallel(
-                net, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=may_read_buffers(net)
+                net, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=has_own_buffers(net)
             )
         if self.opt.train.compile:
             if self.device.type == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
@@ -60,12 +60,13 @@ class ModelBase:
         return net
 
 
-def may_read_buffers(net: nn.Module) -> bool:
-    """Whether an output in training may depend on a buffer, so that all ranks must have the same ones.
+def has_own_buffers(net: nn.Module) -> bool:
+    """Whether a network has buffers besides those of torch's batch norm, and nobody knows what they are for.
 
-    Batch norm only writes its statistics in training: those of rank 0, which are saved and tested, have the same bits
-    whether or not the other ranks get them in each forward pass, at a fifth of a small network's iteration. What other
-    buffers are for nobody knows.
+    An output in training may depend on them, so that all ranks must have the same ones, and a forward pass may put new
+    tensors in their place. Batch norm only writes its statistics in training, into tensors that stay: those of rank 0,
+    which are saved and tested, have the same bits whether or not the other ranks get them in each forward pass, at a
+    fifth of a small network's iteration.
     """
     return any(
         True for module in net.modules() if type(module) not in _BATCH_NORMS for _ in module.buffers(recurse=False)

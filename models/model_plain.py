@@ -62,7 +62,6 @@ class ModelPlain(ModelBase):
         self._wrapped = self.wrap(self.netG)
         self._parameters = [parameter for parameter in self.netG.parameters() if parameter.requires_grad]
         self._average = MovingAverage(self.netE, self.netG) if self.netE is not None else None
-        self._buffers = list(self.netG.buffers())
         self.num_skipped_in_a_row = 0
         """Steps that `train.nonfinite: "skip"` has left out since the last one that was taken."""
         self.loss_sum, self.num_losses = 0.0, 0
@@ -105,7 +104,7 @@ class ModelPlain(ModelBase):
         """One update from the mean gradient of the micro-batches; see `train.nonfinite`. Collective."""
         seed_global_generators(seed_of(self.seed, "step", current_iter, self.dist.rank))
         may_skip = self.opt.train.nonfinite == "skip"
-        buffers = [buffer.clone() for buffer in self._buffers] if may_skip else []
+        buffers = [buffer.clone() for buffer in self.netG.buffers()] if may_skip else []
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._accumulate_gradients(micro_batches)
         if may_skip and self._is_skipped(loss, current_iter):
@@ -140,7 +139,7 @@ class ModelPlain(ModelBase):
         """
         if self.dist.world_size == 1:
             return
-        buffers = [buffer.clone() for buffer in self._buffers]
+        buffers = [buffer.clone() for buffer in self.netG.buffers()]
         self._accumulate_gradients(micro_batches)
         self.optimizer.zero_grad(set_to_none=True)
         self._restore_buffers(buffers)
@@ -280,6 +279,7 @@ class ModelPlain(ModelBase):
         logger.warning("Skipped %s (%d in a row).", what, self.num_skipped_in_a_row)
         return True
 
+    @torch.no_grad()
     def _restore_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
-        for buffer, before in zip(self._buffers, buffers, strict=True):
+        for buffer, before in zip(self.netG.buffers(), buffers, strict=True):  # they may be others than before
             buffer.copy_(before)

@@ -235,8 +235,28 @@ class InModule(nn.Module):
 @pytest.fixture(autouse=True)
 def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that stand in the table as a user's would."""
-    table = Table("network", {**NETWORKS, "without_norm": WithoutNorm, "two_inputs": TwoInputs, "in_module": InModule})
+    table = Table(
+        "network",
+        {**NETWORKS, "without_norm": WithoutNorm, "two_inputs": TwoInputs, "in_module": InModule, "centred": Centred},
+    )
     monkeypatch.setattr("models.select_network.NETWORKS", table)
+
+
+class Centred(nn.Module):
+    """Logits of what is left of an image after the mean of the images before, a new tensor each time."""
+
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(256, 7)
+        self.register_buffer("mean", torch.zeros(256))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(x.flatten(1) - self.mean)
+        if self.training:
+            self.mean = torch.lerp(self.mean, x.flatten(1).mean(0), 0.5)
+        return logits
 
 
 def plain_options(net_type: str, train: dict[str, Any] | None = None, **netG: Any) -> Options:
@@ -282,6 +302,31 @@ def test_average_by_its_formula(decay: float) -> None:
     for name, value in model.netE.named_parameters():
         assert np.allclose(value.numpy(), expected[name], atol=1e-6), name
         assert not np.allclose(value.numpy(), dict(model.netG.named_parameters())[name].detach().numpy(), atol=1e-6)
+
+
+def test_a_buffer_that_the_network_replaces_is_averaged_too() -> None:
+    model = ModelPlain(plain_options("centred", {"E_decay": 0.9}), ONE_RANK, SEED)
+    assert model.netE is not None
+    expected = np.zeros(256)
+    for current_iter in range(1, 7):
+        train_on(model, current_iter, current_iter)
+        kept = min(0.9, (1 + current_iter) / (10 + current_iter))
+        expected = kept * expected + (1 - kept) * model.netG.get_buffer("mean").double().numpy()
+    assert np.allclose(model.netE.get_buffer("mean").numpy(), expected, atol=1e-6)
+    assert np.abs(expected).min() > 0.1
+
+
+def test_a_buffer_that_the_network_replaces_forgets_a_skipped_step() -> None:
+    def spoiled(batch: dict[str, Any]) -> dict[str, Any]:
+        return {**batch, "input": batch["input"] * math.nan}
+
+    skipping, straight = (
+        ModelPlain(plain_options("centred", {"E_decay": 0.9, "nonfinite": "skip"}), ONE_RANK, SEED) for _ in range(2)
+    )
+    for model, batches in ((skipping, (class_batch(1), spoiled(class_batch(2)))), (straight, (class_batch(1),))):
+        for current_iter, batch in enumerate(batches, 1):
+            model.optimize_parameters([batch], current_iter)
+    assert same_tensors(skipping.netG.state_dict(), straight.netG.state_dict())
 
 
 def test_average_soon_forgets_the_first_weights() -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models.model_base import ModelBase, may_read_buffers
+from models.model_base import ModelBase, has_own_buffers
 from tests.helpers import free_port, net_options, same_tensors
 from tests.run_helpers import PROJECT
 from utils.utils_dist import process_group
@@ -126,7 +126,7 @@ def test_batch_norms_statistics_are_not_sent_in_every_forward_pass(folder: Path)
     ],
 )
 def test_only_torchs_own_batch_norm_is_known_not_to_read_its_buffers(net: nn.Module, may: bool) -> None:
-    assert may_read_buffers(net) is may
+    assert has_own_buffers(net) is may
 
 
 @pytest.mark.parametrize(("option", "wanted"), [(None, 4), (3, 3)])
