@@ -1,7 +1,9 @@
 """Checkpoint sets: committed whole or not at all, verified before they are trusted, never deleted when damaged."""
 
 import collections
+import errno
 import hashlib
+import io
 import json
 import logging
 import os
@@ -285,6 +287,41 @@ def test_the_newest_of_the_sets_that_verify_is_taken(tmp_path: Path) -> None:
     assert names(tmp_path) == set_names(2, 4)
 
 
+@pytest.mark.parametrize("name", ["8_G.pth", "8_manifest.json"])
+def test_a_set_that_the_disk_cannot_give_back_is_passed_over(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = commit(tmp_path, 4, 8)
+    refuse_reading(monkeypatch, tmp_path / name, errno.EIO)
+    assert holds(checkpoints.find_resume_point(PARTS), 4)
+    assert quarantined(tmp_path) == set_names(8)
+    assert f"{name} cannot be read: Input/output error" in messages(logged.records, logging.ERROR)
+
+
+@pytest.mark.parametrize("name", ["8_G.pth", "8_manifest.json"])
+def test_a_set_that_may_not_be_read_is_left_where_it_is(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = commit(tmp_path, 4, 8)
+    refuse_reading(monkeypatch, tmp_path / name, errno.EACCES)
+    with pytest.raises(UserError, match=rf"{name} cannot be read: Permission denied; nothing was changed"):
+        checkpoints.find_resume_point(PARTS)
+    assert names(tmp_path) == set_names(4, 8)
+
+
+def refuse_reading(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """Opening this file fails with that errno."""
+    opened = io.open
+
+    def refuse(file: Any, *args: Any, **kwargs: Any) -> Any:
+        if file == path:
+            raise OSError(number, os.strerror(number), str(file))
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("io.open", refuse)
+
+
 def test_nothing_but_damaged_sets_is_a_clear_error_and_nothing_is_deleted(tmp_path: Path) -> None:
     checkpoints = commit(tmp_path, 4, 8)
     flip_bit(tmp_path / "4_G.pth")
@@ -353,7 +390,12 @@ def test_a_kill_while_pruning_leaves_the_newest_sets(tmp_path: Path) -> None:
 
     assert in_child(die_at_the_second_unlink) == -signal.SIGKILL
     assert holds(checkpoints.find_resume_point(PARTS), 6)
-    assert set_names(4, 6) <= names(tmp_path)
+    left = names(tmp_path) - set_names(4, 6)
+    assert left == {f"2_{part}.pth" for part in PARTS}
+    for began_at, moved in ((2, set()), (0, left)):  # what was there when our first launch began is not ours
+        assert holds(checkpoints.find_resume_point(PARTS, began_at), 6)
+        assert quarantined(tmp_path) == moved
+    assert names(tmp_path) == set_names(4, 6)
 
 
 def test_a_set_is_committed_even_if_an_old_one_cannot_be_removed(
@@ -608,6 +650,16 @@ def test_kair_folder_with_a_truncated_newest_file(tmp_path: Path, logged: pytest
     assert (tmp_path / "10_E.pth").exists()
 
 
+def test_a_set_of_ours_takes_the_place_of_no_file_of_kair(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
+    checkpoints = kair(tmp_path, 5)
+    kair(tmp_path, 10, parts=("G", "E"))
+    kept = {name: sha256_of(tmp_path / name) for name in ("10_G.pth", "10_E.pth")}
+    assert holds(checkpoints.find_resume_point(PARTS), 5)
+    checkpoints.commit({part: states(7)[part] for part in PARTS}, manifest(10), 0)
+    assert {name: sha256_of(tmp_path / "quarantine" / name) for name in quarantined(tmp_path)} == kept
+    assert "10_G.pth is of no committed set; moved to quarantine/." in messages(logged.records, logging.WARNING)
+
+
 def test_kair_folder_with_a_flipped_bit(tmp_path: Path) -> None:
     checkpoints = kair(tmp_path, 5, 10)
     flip_bit(tmp_path / "10_G.pth")
@@ -652,6 +704,13 @@ def test_a_crash_in_our_very_first_commit_gives_no_folder_of_kair(tmp_path: Path
     point = checkpoints.find_resume_point(PARTS, began_at)
     assert holds(point, began_at) if began_at else point is None
     assert len(quarantined(tmp_path)) == number
+
+
+def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"weight": torch.ones(2)}, tmp_path / "5_G.pth")
+    refuse_reading(monkeypatch, tmp_path / "5_G.pth", errno.EACCES)
+    with pytest.raises(UserError, match=r"5_G\.pth: not a readable checkpoint \(Permission denied\)"):
+        load_state(tmp_path / "5_G.pth")
 
 
 def test_a_model_file_is_whole_and_finite_or_not_written(tmp_path: Path) -> None:

@@ -135,6 +135,26 @@ def test_a_first_set_that_a_kill_left_without_manifest_is_set_aside(make: Callab
         assert (experiment.models / "quarantine" / "4_G.pth").exists()
 
 
+def test_the_models_of_a_run_that_starts_again_are_set_aside(
+    make: Callable[..., Experiment], logged: pytest.LogCaptureFixture
+) -> None:
+    names = {"best_model.pth", "final_model.pth"}
+    with make() as experiment:
+        experiment.find_resume_point(PARTS)
+        save(experiment, 4)
+        for name in names:
+            (experiment.models / name).write_text("of the first run")
+    with make() as experiment:
+        assert experiment.find_resume_point(PARTS) is not None
+        assert names < {path.name for path in experiment.models.iterdir()}
+    for path in experiment.models.glob("4_*"):
+        path.unlink()
+    with make() as experiment:
+        assert experiment.find_resume_point(PARTS) is None
+    assert {path.name for path in (experiment.models / "quarantine").iterdir()} == names
+    assert "best_model.pth is of a run that starts again" in messages(logged.records)
+
+
 def test_files_of_kair_are_resumed_from_also_by_the_second_launch(make: Callable[..., Experiment]) -> None:
     with make() as experiment:
         for part in PARTS:

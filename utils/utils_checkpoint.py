@@ -7,6 +7,7 @@ record with every file's size and SHA-256. Only rank 0 calls what writes here.
 import concurrent.futures
 import dataclasses
 import datetime
+import errno
 import hashlib
 import json
 import logging
@@ -89,6 +90,8 @@ class CheckpointFolder:
         for part, state in states.items():
             check_finite(set_file_name(manifest.iteration, part), state)
         self._check_free_space(states)
+        for part in states:
+            self.set_aside(set_file_name(manifest.iteration, part), "is of no committed set")
         reached("commit begun", self.folder / manifest_name(manifest.iteration))
         records = self._write_parts(states, manifest.iteration)
         committed = dataclasses.replace(manifest, files=records, saved_at=f"{datetime.datetime.now():%F %T}")
@@ -106,8 +109,8 @@ class CheckpointFolder:
 
         Damaged sets and uncommitted files are reported and moved to quarantine/, never deleted. Files that came
         without a manifest are KAIR's: there the newest iteration that has all parts and whose files are whole is
-        taken. began_at: the iteration at which our first launch in this folder began, if there was one; without any
-        manifest, what is newer was cut off before its commit.
+        taken. began_at: the iteration at which our first launch in this folder began, if there was one; what is newer
+        is ours, and without a manifest it was cut off before its commit, or while its set was being removed.
         """
         if not self.folder.is_dir():
             return None
@@ -125,6 +128,8 @@ class CheckpointFolder:
                 self._quarantine(iteration)
                 continue
             self._quarantine_newer_than(iteration)
+            if began_at is not None:
+                self._quarantine_half_pruned(began_at, iteration)
             files = {part: self.folder / record.name for part, record in manifest.files.items() if part in parts}
             return ResumePoint(manifest.iteration, files, manifest)
         raise UserError(
@@ -133,7 +138,22 @@ class CheckpointFolder:
         )
 
     def verify(self, path: Path) -> Manifest:
-        """Read a manifest and compare every file's size and SHA-256 with it; DamagedError says what differs."""
+        """Read a manifest and compare every file's size and SHA-256 with it; DamagedError says what differs.
+
+        A disk that cannot give the bytes back has damaged them. Any other refusal may pass, and is a UserError.
+        """
+        try:
+            return self._verified(path)
+        except OSError as error:
+            where = Path(error.filename).name if error.filename else f"a file of {path.name}"
+            if error.errno == errno.EIO:
+                raise DamagedError(f"{where} cannot be read: {error.strerror}") from error
+            raise UserError(
+                f"{self.folder}: {where} cannot be read: {error.strerror}; nothing was changed: mend that, and launch "
+                "again"
+            ) from error
+
+    def _verified(self, path: Path) -> Manifest:
         manifest = _read_manifest(path)
         for record in manifest.files.values():
             file = self.folder / record.name
@@ -215,8 +235,21 @@ class CheckpointFolder:
         for part in PARTS:
             for iteration, path in list_parts(self.folder, part).items():
                 if iteration > newest:
-                    logger.warning("%s was never committed; moved to quarantine/.", path.name)
-                    self._move_to_quarantine(path)
+                    self.set_aside(path.name, "was never committed")
+
+    def _quarantine_half_pruned(self, began_at: int, newest: int) -> None:
+        """Set aside parts of ours whose manifest is gone: a kill came while their set was dropped."""
+        kept = list_manifests(self.folder)
+        for part in PARTS:
+            for iteration, path in list_parts(self.folder, part).items():
+                if began_at < iteration < newest and iteration not in kept:
+                    self.set_aside(path.name, "is left of a set that was being removed")
+
+    def set_aside(self, name: str, reason: str) -> None:
+        """Move a file to quarantine/, if it is there, and say why."""
+        if (self.folder / name).exists():
+            logger.warning("%s %s; moved to quarantine/.", name, reason)
+            self._move_to_quarantine(self.folder / name)
 
     def _move_to_quarantine(self, path: Path) -> None:
         if not path.exists():

@@ -50,6 +50,8 @@ def load_state(path: str | Path) -> Any:
 
 def _damage(path: Path, error: Exception) -> str:
     """Why a file cannot be read, in better words than torch's where there are any."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
     if path.is_file():
         with open(path, "rb") as file:
             start = file.read(4)
