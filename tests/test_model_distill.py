@@ -172,8 +172,17 @@ def test_a_resume_says_that_the_teacher_has_changed(run: Run, teacher: Path) -> 
     write_teacher(teacher, seed=6)
     resumed = run.launch()
     assert resumed.status == 0
-    assert "floats differ (teacher: " in resumed.output
+    assert "the updates differ (teacher: " in resumed.output
     assert run.committed()[-1] == LAST
+
+
+def test_a_resume_without_the_teacher_is_not_called_exact(new_run: NewRun, teacher: Path) -> None:
+    taught = distilling(new_run, teacher)
+    taught.launch(accidents=[kill("step", 6)])
+    options = changed(taught.options, model="plain", path__pretrained_netT=None)
+    alone = Run(taught._server, taught.option_file.parent, options).launch()
+    assert alone.status == 0, alone.output
+    assert "SAME-DATA: every sample once an epoch, same rates; the updates differ (teacher: " in alone.output
 
 
 def test_a_teacher_that_saw_other_inputs_is_refused(new_run: NewRun, teacher: Path) -> None:

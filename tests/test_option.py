@@ -362,6 +362,19 @@ def test_rules_between_keys(values: dict[str, Any], line: str) -> None:
     assert only.startswith(line)
 
 
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        ({"path": {"pretrained_netT": "best_model.pth"}}, 'path.pretrained_netT: model "plain" has no teacher'),
+        ({"path": {"pretrained_netE": "5_E.pth"}, "train__E_decay": 0}, "path.pretrained_netE: with train.E_decay 0"),
+    ],
+)
+def test_a_file_that_nothing_would_read_is_a_mistake(values: dict[str, Any], line: str) -> None:
+    (only,) = mistakes(**values)
+    assert only.startswith(line)
+    assert validate(with_values(**{**values, "path": {}}), tables=TABLES)
+
+
 @pytest.mark.parametrize("where", ["train", "test", "test_last", "train__fallback"])
 @pytest.mark.parametrize("split", ["PrivateTest", "privatetest", ["Training", "PrivateTest"]])
 def test_the_final_test_split_is_never_touched(where: str, split: object) -> None:

@@ -128,7 +128,7 @@ def _mapping(value: Any, key: str) -> dict[str, Any]:
 
 def _without_null_sections(options: dict[str, Any]) -> dict[str, Any]:
     """A section without keys is null in YAML."""
-    sections = ("path", "datasets", "netG", "train", "val", "log", "resume")
+    sections = Options.model_fields.keys() - {"task", "model"}
     return {key: {} if value is None and key in sections else value for key, value in options.items()}
 
 
@@ -146,11 +146,15 @@ def _inherit(options: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 def _section_mistakes(options: dict[str, Any]) -> Iterator[str]:
     """What two sections say about each other."""
-    datasets, train, val = (_mapping(options, key) for key in ("datasets", "train", "val"))
+    datasets, train, val, path = (_mapping(options, key) for key in ("datasets", "train", "val", "path"))
     if "test" in datasets and val.get("best_metric") is None:
         yield 'val.best_metric: missing; datasets.test selects the best model: give one of val.metrics, or "loss"'
     if train.get("early_stop_patience") is not None and "test" not in datasets:
         yield "train.early_stop_patience: counts tests without improvement; add datasets.test, or remove it"
+    if path.get("pretrained_netT") and options.get("model", "plain") == "plain":
+        yield 'path.pretrained_netT: model "plain" has no teacher; use "distill", or remove it'
+    if path.get("pretrained_netE") and train.get("E_decay") == 0:
+        yield "path.pretrained_netE: with train.E_decay 0 there is no netE; remove it, or give a decay"
 
 
 def _dataset_mistakes(options: dict[str, Any], tables: Mapping[str, Table]) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The part of a run's progress that cannot be derived from its iteration: best value, patience, losses so far."""
 
 import dataclasses
+import math
 from typing import Literal
 
 
@@ -22,7 +23,7 @@ class Progress:
     def after_test(self, current_iter: int, value: float, mode: Literal["max", "min"]) -> "Progress":
         """Progress after a test that gave `value`; NaN never improves."""
         better = self.best_value is None or (value > self.best_value if mode == "max" else value < self.best_value)
-        if better and value == value:
+        if better and not math.isnan(value):
             return dataclasses.replace(
                 self,
                 best_value=value,

@@ -28,9 +28,10 @@ def resume_guarantee(
             )
         return f"NEW STREAM: {changed}"
     if changed := _differences(resume.manifest.machine, machine):
-        return f"SAME-DATA: every sample once an epoch, same rates; floats differ ({changed})"
+        return f"SAME-DATA: every sample once an epoch, same rates; the updates differ ({changed})"
     return "EXACT: same ranks, threads, device and software as when it was saved"
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    return "; ".join(f"{key}: {saved.get(key)} -> {now[key]}" for key in now if saved.get(key) != now[key])
+    keys = {**saved, **now}
+    return "; ".join(f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key))
