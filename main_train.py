@@ -21,7 +21,7 @@ from tables import TABLES
 from trainer import Trainer
 from utils import utils_option as option
 from utils.utils_dist import Dist, end_process, is_lost_rank, launched_rank, process_group
-from utils.utils_error import UserError
+from utils.utils_error import SampleError, UserError
 from utils.utils_experiment import Experiment
 from utils.utils_logger import start_console
 from utils.utils_memory import keep_freed_memory
@@ -90,7 +90,7 @@ def main() -> int:
         with process_group(opt.train.num_threads) as dist, StopRequest(dist) as stop:
             return train(opt, dist, stop, args.opt, args.dry_run)
     except UserError as error:
-        if launched_rank() == 0:
+        if launched_rank() == 0 or isinstance(error, SampleError):
             logger.error("%s", error)
         return 2
     except NonFiniteLossError as error:

@@ -14,7 +14,7 @@ from data.train_stream import Indices, TrainStream
 from data.transforms import TRANSFORMS, Batch, Pipeline, Transform
 from data.upload import upload
 from utils.utils_dist import Dist
-from utils.utils_error import UserError
+from utils.utils_error import SampleError, UserError
 from utils.utils_option import DatasetOptions
 from utils.utils_seed import seed_of
 from utils.utils_signal import held_stop_signals, ignore_ended_children, ignore_stop_signals, kill_workers
@@ -146,6 +146,6 @@ def _fetch_streamed(source: DataSource, drawn: Iterable[Indices], dist: Dist) ->
                 for key, value in batch.items()
             }
     except UserError as error:  # a worker's comes with its traceback, as text
-        raise UserError(str(error).rpartition(f"{UserError.__name__}: ")[2].rstrip()) from None
+        raise SampleError(str(error).rpartition(f"{UserError.__name__}: ")[2].rstrip()) from None
     except (ConnectionError, EOFError) as error:  # a worker that was killed while it handed over a batch
         raise RuntimeError(f"datasets.{source.name}: a DataLoader worker exited unexpectedly ({error})") from error

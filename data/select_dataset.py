@@ -85,6 +85,13 @@ class DataSource:
 
 def define_dataset(name: str, options: DatasetOptions) -> DataSource:
     """Open the data set `datasets.<name>`, or generate its fallback when the data is absent."""
+    try:
+        return _define_dataset(name, options)
+    except OSError as error:
+        raise UserError(f"datasets.{name}: {error}; mend its permissions, or give another path") from error
+
+
+def _define_dataset(name: str, options: DatasetOptions) -> DataSource:
     dataset_class = DATASETS[options.dataset_type]
     arguments = options.arguments
     dataroot = None if options.dataroot is None else str(project_path(options.dataroot))
@@ -98,9 +105,15 @@ def define_dataset(name: str, options: DatasetOptions) -> DataSource:
                 f"datasets.{name}.dataroot: {missing}, and no fallback is named; "
                 "give the path of the data, or a synthetic source under fallback"
             )
-        generated = SYNTHETIC_SOURCES.build(
-            options.fallback.dataset_type, options.fallback.arguments, folder=cache_folder()
-        )
+        try:
+            generated = SYNTHETIC_SOURCES.build(
+                options.fallback.dataset_type, options.fallback.arguments, folder=cache_folder()
+            )
+        except (OSError, RuntimeError) as error:  # RuntimeError: a user without a home folder
+            raise UserError(
+                f"datasets.{name}.fallback: the generated samples cannot be kept ({error}); "
+                "set the environment variable LONGHAUL_CACHE to a folder that can be written"
+            ) from error
         synthetic = f"{options.fallback.dataset_type}, because {missing}"
         dataroot = str(generated)
     dataset = DATASETS.build(options.dataset_type, arguments, dataroot=dataroot)

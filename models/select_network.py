@@ -31,7 +31,7 @@ def define_G(options: NetOptions) -> nn.Module:
     """The bare network of the option file's netG section, freshly initialised from torch's global generator."""
     try:
         net = NETWORKS.build(options.net_type, options.arguments)
-    except ValueError as error:  # a network refuses arguments that do not fit each other
+    except (ValueError, RuntimeError) as error:  # a network, or torch, refuses arguments
         raise UserError(f"netG ({options.net_type}): {error}") from error
     assert isinstance(net, nn.Module), f"{options.net_type} is not an nn.Module"
     return net

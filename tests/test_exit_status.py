@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from data.dataset_freihand import FreiHand
+from data.train_stream import TrainStream
+from tests.freihand_files import write_freihand
 from tests.helpers import changed, free_port, write_options
 from tests.run_helpers import (
     PROJECT,
@@ -52,6 +55,7 @@ def new_run(server: RunServer, tmp_path: Path) -> NewRun:
         ("val.best_metric=accuracy", "accuracy"),
         ("netG.num_classes=5", "netG.num_classes: 5, but the data has 7 classes"),
         ("netG.in_channels=3", "netG (fer_resnet) and cross_entropy do not fit the data, whose inputs are (1, 48, 48)"),
+        ("netG.in_channels=-1", "netG (fer_resnet): "),
         ("path.pretrained_netG=/nowhere/5_G.pth", "/nowhere/5_G.pth: no such file"),
     ],
 )
@@ -283,6 +287,25 @@ def test_two_ranks_refuse_wrong_options_together(new_run: NewRun) -> None:
     assert ended.statuses == [2, 2]
     assert "7 is not divisible by 2 ranks" in ended.output
     assert ended.outputs[1] == ""
+
+
+def test_a_sample_that_only_another_rank_draws_is_named_by_it(server: RunServer, tmp_path: Path) -> None:
+    data = write_freihand(tmp_path / "freihand")
+    train = {"dataset_type": "freihand", "dataroot": str(data), "split": "train", "size": 32}
+    hands = FreiHand(str(data), "train", 32)
+    stream = TrainStream(len(hands), 4, seed=0, rank=1, world_size=2)
+    path = data / hands.name(int(stream.samples(stream.positions(1))[0]))
+    path.write_text("no image")
+    options = run_options(
+        tmp_path, datasets={"train": {**train, "dataloader_batch_size": 4}}, val={}, train__G_accumulation_steps=1,
+        train__G_lossfn_type="l1", train__G_lossfn_args={},
+        netG={"net_type": "hand_pose_net", "size": 32, "widths": [4, 8, 8], "depths": [1, 1], "heat_width": 8},
+    )  # fmt: skip
+    ended = Run(server, tmp_path / "run", options).launch(num_ranks=2)
+    assert ended.statuses[1] == 2
+    assert f"{path}: not an image, or damaged" in ended.outputs[1]
+    assert "another rank has ended" in ended.outputs[0]
+    assert "Traceback" not in ended.output + ended.outputs[1]
 
 
 def test_synthetic_data_is_said_loudly(new_run: NewRun, tmp_path: Path) -> None:

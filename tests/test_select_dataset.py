@@ -1,5 +1,6 @@
 """From the option file to data sets and loaders."""
 
+import errno
 import itertools
 import json
 import logging
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from data import select_dataset
+from data.dataset_fer2013 import Fer2013
 from data.loaders import TestLoader, define_test_loaders, define_train_loader, without_random
 from data.select_dataset import SYNTHETIC_SOURCES, DataSource, define_dataset, define_datasets, synthetic_notice
 from data.train_stream import TrainStream
@@ -120,6 +122,28 @@ def test_fallback_is_used_and_named_when_the_data_is_absent(tiny_options: MakeOp
     assert "synthetic_faces" in notice
     assert absent in notice
     assert sources["train"].class_names[3] == "happy"
+
+
+def test_a_fallback_that_cannot_be_kept_says_where_it_could_be(
+    tiny_options: MakeOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LONGHAUL_CACHE", str(tmp_path / "file" / "cache"))
+    opt = validated(tiny_options(datasets__train__dataroot=None, datasets__train__fallback=FEW_FACES))
+    with pytest.raises(UserError, match=r"datasets\.train\.fallback: .*LONGHAUL_CACHE to a folder"):
+        define_dataset("train", opt.datasets["train"])
+
+
+def test_data_that_may_not_be_read_are_named(tiny_options: MakeOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    opt = validated(tiny_options())
+    csv = opt.datasets["train"].dataroot
+
+    def refuse(_dataroot: str) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", csv)
+
+    monkeypatch.setattr(Fer2013, "is_available", refuse)
+    with pytest.raises(UserError, match=rf"datasets\.train: .*Permission denied: '{csv}'; mend its permissions"):
+        define_dataset("train", opt.datasets["train"])
 
 
 def test_absent_data_without_fallback_is_an_error(tiny_options: MakeOptions, tmp_path: Path) -> None:

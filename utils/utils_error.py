@@ -4,5 +4,10 @@
 class UserError(ValueError):
     """The options or the data are wrong; the message says what, where, what is allowed and what to do.
 
-    The entry points print it without a traceback and exit with status 2.
+    The entry points print it without a traceback and exit with status 2. Of several ranks, which meet it together,
+    the first speaks.
     """
+
+
+class SampleError(UserError):
+    """A sample cannot be read; each rank that draws one says so, because no other knows."""
