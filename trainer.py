@@ -75,7 +75,7 @@ class Trainer:
         self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
         self._augmented: torch.Tensor | None = None
         self._result: dict[str, MetricValue] = {}
-        self._saved_iter = self.start_iter
+        self._saved_iter, self._tested_iter = self.start_iter, -1
         # An earlier launch ended the run and wrote everything.
         self._was_finished = not self._has_work and dist.on_main(self._final_model_iter) == self.start_iter
 
@@ -129,8 +129,10 @@ class Trainer:
         self._experiment.log.training(current_iter, epoch, lr, means, self.stream.batch_size)
 
     def test(self, current_iter: int) -> None:
-        """Test on every test data set; "test" moves the progress and may give a new best model."""
+        """Test on every test data set; then "test" may give a new best model."""
         self.model.check_finite(current_iter)
+        results: dict[str, dict[str, MetricValue]] = {}
+        shown: TestOutputs | None = None
         for name, loader in self._test_loaders.items():
             start = time.perf_counter()
             classes = self._sources[name].class_names
@@ -146,11 +148,17 @@ class Trainer:
             seconds = time.perf_counter() - start
             values = self._sources[name].value_names
             self._experiment.log.test(name, current_iter, epoch, lr, result, values, seconds)
-            if name == "test":
-                is_best = self._judge(current_iter, result, self.model.take_train_loss(current_iter))
-                if self._pictures and outputs:
-                    title = f"iteration {current_iter:,}, epoch {epoch}"
-                    self._pictures.tested(current_iter, title, result, outputs, is_best)
+            results[name] = result
+            shown = outputs or shown
+        self._tested_iter = current_iter
+        if "test" in results:
+            is_best = self._judge(current_iter, results["test"], self.model.take_train_loss(current_iter))
+            if self._pictures and shown:
+                title = f"iteration {current_iter:,}, epoch {self.stream.epoch(current_iter)}"
+                self._pictures.tested(current_iter, title, results["test"], shown, is_best)
+        self.progress = dataclasses.replace(
+            self.progress, last_test_iter=max(current_iter, self.progress.last_test_iter)
+        )
 
     def save(self, current_iter: int, reason: str) -> None:
         """Commit a checkpoint set in the background, unless this iteration has one."""
@@ -169,7 +177,7 @@ class Trainer:
 
     def finish(self, current_iter: int) -> int:
         """Save what is left to save, say how it ended, and return the exit status."""
-        if not self._was_finished and not self._result and not self._stop.signal_number:
+        if not self._was_finished and self._tested_iter != current_iter and not self._stop.signal_number:
             self.test(current_iter)  # an earlier launch tested, but was killed before it wrote final_model.pth
         if self._stop.signal_number:
             return self._finish_interrupted(current_iter)

@@ -7,10 +7,10 @@ A signal goes to the process itself, or "to" its "launcher", its "group" (the tr
 Instead it may "do" something to the disk, see disk_faults.py; saves that are under way then end first.
 It waits until the file "committed" exists, or the file "await" holds "text", because sets are written in the
 background.
-Places: "start" (nothing is done yet), "step" (the update of that iteration is done), "test" (its test has begun),
+Places: "start" (nothing is done yet), "step" (the update of that iteration is done), "test" (its test is at a batch),
 "commit" (its set is committed), "rename" (before rename number "count", from 1, of its set), "model" (before the file
 "name" is written), "feed" (the batches of the iterations in "iters" are NaN, on that rank, each time),
-"failpoint" ("name" is reached for "file"; the times that it was before are in "skip", none by default).
+"failpoint" ("name" is reached for "file"). At a "test" and a "failpoint" it lets as many go by as "skip" says.
 "audit" names a file that gets a line for every path that any process of the run opens for writing, makes or removes.
 "record" names a folder where each rank writes down the samples that its updates are fed.
 "trace" names a file that gets a line for every failpoint reached on rank 0: its name, a tab, and the file.
@@ -187,6 +187,11 @@ def arm(accident: Accident) -> None:
     place, iteration = accident.get("place"), accident.get("iter")
     current = {"test": 0, "commit": 0, "renames": 0, "reached": 0, "update": 0}
 
+    def strike_unless_skipped() -> None:
+        current["reached"] += 1
+        if current["reached"] > accident.get("skip", 0):
+            strike(accident)
+
     def at_step(_model: ModelPlain, current_iter: int) -> None:
         if current_iter == iteration:
             strike(accident)
@@ -196,7 +201,7 @@ def arm(accident: Accident) -> None:
 
     def at_test_batch(*_args: Any) -> None:
         if current["test"] == iteration:
-            strike(accident)
+            strike_unless_skipped()
 
     def commit_begins(_folder: CheckpointFolder, _states: Any, manifest: Any, _keep: int) -> None:
         current.update(commit=manifest.iteration, renames=0)
@@ -219,9 +224,7 @@ def arm(accident: Accident) -> None:
 
     def at_failpoint(name: str, path: Path) -> None:
         if (name, stem(path)) == (accident["name"], accident["file"]):
-            current["reached"] += 1
-            if current["reached"] > accident.get("skip", 0):
-                strike(accident)
+            strike_unless_skipped()
 
     def at_update(_model: ModelPlain, _batches: Any, current_iter: int) -> None:
         current["update"] = current_iter

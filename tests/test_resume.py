@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers import tiny_csv
+from tests.helpers import NORMALIZE, tiny_csv
 from tests.run_helpers import (
     DEADLINE,
     ENVIRONMENT,
@@ -95,6 +95,29 @@ def test_the_last_test_is_caught_up_on(straight: Callable[[int], Run], new_run: 
     stop_and_relaunch(run, kill("test", LAST, signal.SIGTERM), num_ranks)
     # the last set was committed without its test, and a committed set is never rewritten
     assert differences(straight(num_ranks), run) == ["progress"]
+
+
+def test_a_test_that_is_cut_off_in_its_second_data_set_is_caught_up_on(new_run: NewRun, tmp_path: Path) -> None:
+    others = {"dataroot": tiny_csv(tmp_path, seed=1), "split": "PublicTest", "transforms": [dict(NORMALIZE)]}
+    straight, run = (new_run(datasets__test_b={**others, "dataloader_batch_size": 4}) for _ in range(2))
+    assert straight.launch().status == 0
+    ended = run.launch(accidents=[kill("test", 6, signal.SIGTERM, skip=4)])  # "test" has three batches
+    assert ended.status == SIGTERM
+    assert "The test was cut off; the next launch begins with it." in ended.output
+    assert run.launch().status == 0
+    assert differences(straight, run) == []
+    assert run.rows("test_b") == straight.rows("test_b")
+
+
+def test_a_run_without_a_test_that_chooses_is_tested_once_at_the_end(new_run: NewRun, tmp_path: Path) -> None:
+    others = {"dataroot": tiny_csv(tmp_path, seed=1), "split": "PublicTest", "transforms": [dict(NORMALIZE)]}
+    alone = {**new_run().options["datasets"], "test_b": {**others, "dataloader_batch_size": 4}}
+    del alone["test"]
+    run = new_run(datasets=alone, val={"metrics": ["accuracy"], "save_img": False})
+    ended = run.launch()
+    assert ended.status == 0, ended.output
+    assert ended.output.count(f"iter:      {LAST}> test_b:") == 1
+    assert "test_b:" not in run.launch().output
 
 
 def test_a_run_that_is_stopped_again_and_again(straight: Callable[[int], Run], new_run: NewRun) -> None:
