@@ -81,10 +81,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
     parameter, whatever the strides in the file: fused kernels walk both in memory order.
     """
     trainable = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
-    restored = 0
+    restored, moment = 0, _MOMENT.get(type(optimizer))
     for name, index in _saved_names(saved, list(trainable)).items():
         parameter, moments = trainable.get(name), saved["state"].get(index)
-        if parameter is None or moments is None or _MOMENT[type(optimizer)] not in moments:
+        if parameter is None or moments is None or (moment and moment not in moments):
             continue
         fitting = {key: _like(key, value, parameter) for key, value in moments.items()}
         if any(torch.is_tensor(value) and value.ndim and value.shape != parameter.shape for value in fitting.values()):

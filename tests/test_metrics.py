@@ -134,6 +134,14 @@ def test_a_classification_metric_needs_classes(name: str) -> None:
         METRICS.build(name, {}, num_classes=None)
 
 
+@pytest.mark.parametrize("name", METRIC_NAMES)
+def test_more_logits_than_classes_are_refused(name: str) -> None:
+    """Row and column of the confusion matrix would run into each other, and a wrong class count as right."""
+    metric = METRICS.build(name, {}, num_classes=7)
+    with pytest.raises(UserError, match=r"netG answers with 10 logits, and the data has 7 classes"):
+        metric.update(torch.eye(10)[[8]], torch.tensor([0]))
+
+
 # Evaluation.
 
 

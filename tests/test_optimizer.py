@@ -278,6 +278,19 @@ def test_state_of_another_kind_of_optimizer_is_reported_and_training_goes_on(
     assert bool(torch.isfinite(weights(net)).all())
 
 
+def test_an_optimizer_of_the_users_own_is_restored(logged: pytest.LogCaptureFixture) -> None:
+    straight, resumed = small_net(), small_net()
+    optimizer = torch.optim.RMSprop(straight.parameters(), lr=0.01)
+    steps(straight, optimizer, 1, 3)
+    resumed.load_state_dict(straight.state_dict())
+    again = torch.optim.RMSprop(resumed.parameters(), lr=0.01)
+    load_optimizer(again, through_file(optimizer.state_dict()), resumed)
+    steps(straight, optimizer, 4, 6)
+    steps(resumed, again, 4, 6)
+    assert torch.equal(weights(resumed), weights(straight))
+    assert messages(logged.records) == ""
+
+
 def test_a_fresh_optimizers_file_restores_nothing_quietly(logged: pytest.LogCaptureFixture) -> None:
     net = small_net()
     new = define_optimizer(net, options())

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from utils.utils_dist import sum_over_ranks
+from utils.utils_error import UserError
 
 Shape = tuple[int, ...]
 
@@ -54,6 +55,11 @@ def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]
     """A function of the counts (num_classes, num_classes), float32, true class by predicted class."""
 
     def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor]:
+        if output.shape[1] != num_classes:
+            raise UserError(
+                f"netG answers with {output.shape[1]} logits, and the data has {num_classes} classes; "
+                "give it one output for each class"
+            )
         pairs = target * num_classes + output.argmax(dim=1)
         counts = torch.zeros(num_classes**2, dtype=torch.float64, device=output.device)
         ones = torch.ones_like(pairs, dtype=torch.float64)
