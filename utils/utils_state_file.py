@@ -50,11 +50,12 @@ def load_state(path: str | Path) -> Any:
 
 def _damage(path: Path, error: Exception) -> str:
     """Why a file cannot be read, in better words than torch's where there are any."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
     if path.is_file():
-        with open(path, "rb") as file:
-            start = file.read(4)
+        try:
+            with open(path, "rb") as file:
+                start = file.read(4)
+        except OSError as refused:
+            return str(refused.strerror)
         if not start:
             return "the file is empty"
         with contextlib.suppress(zipfile.BadZipFile):
