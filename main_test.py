@@ -42,7 +42,9 @@ def parse_arguments() -> argparse.Namespace:
         )  # fmt: skip
         metavar = getattr(module, "METAVAR", "MODEL")
         command.add_argument("model", type=Path, metavar=metavar, help=_GIVEN[metavar])
-        command.add_argument("-opt", "--opt", type=Path, metavar="FILE", help="options instead of the model's own")
+        command.add_argument(
+            "-opt", "--opt", type=Path, metavar="FILE", help="take the options from this file, not from the model's"
+        )
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="change one option; may be repeated"
         )

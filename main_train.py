@@ -66,7 +66,9 @@ def parse_arguments() -> argparse.Namespace:
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="change one option; may be repeated"
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="validate, build, print the plan; train and write nothing"
+        "--dry_run",
+        action="store_true",
+        help="validate, build, print the plan of a fresh run; train nothing, write nothing but caches",
     )
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of option files and exit")
     args = parser.parse_args()

@@ -41,15 +41,17 @@ _SPEED_SECONDS = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=FORMATS, default="onnx", help="(onnx)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: beside the model, as .onnx or .pt2)")
+    parser.add_argument("--format", choices=FORMATS, default="onnx", help="form of the file (default: onnx)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: beside the model)")
     parser.add_argument(
         "--with_preprocessing", action="store_true",
         help="the graph takes raw images, uint8, and normalises them itself",
     )  # fmt: skip
     parser.add_argument("--with_softmax", action="store_true", help="the graph gives probabilities of the classes")
-    parser.add_argument("--opset", type=int, metavar="N", help="of ONNX (default: torch's choice)")
-    parser.add_argument("--num_samples", type=int, default=64, metavar="N", help="inputs of the comparison (64)")
+    parser.add_argument("--opset", type=int, metavar="N", help="version of ONNX's operators (default: torch's choice)")
+    parser.add_argument(
+        "--num_samples", type=int, default=64, metavar="N", help="inputs of the comparison (default: 64)"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,9 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--input", nargs="+", required=True, metavar="X",
         help="images, folders, globs (quoted or not), video files, or the index of a camera, such as 0",
     )  # fmt: skip
-    parser.add_argument("--no_detect", action="store_true", help="show whole images to the model: they are crops")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="of videos only each N-th frame (1)")
-    parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="inputs that go together (64)")
+    parser.add_argument("--no_detect", action="store_true", help="look for no faces: each image is one face already")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="of a video, only every N-th frame (default: 1)"
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="inputs that go through the network together (default: 64)",
+    )
     parser.add_argument("--csv", type=Path, metavar="OUT", help="write a row for each face, with all probabilities")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the same, and what could not be read")
     parser.add_argument(
@@ -65,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "of a camera none)",
     )  # fmt: skip
     parser.add_argument("--no_draw", action="store_true", help="write no annotated copies")
-    parser.add_argument("--show", action="store_true", help="a window; a key shows the next image, q ends")
+    parser.add_argument(
+        "--show", action="store_true", help="show the results in a window: a key for the next image, q to end"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

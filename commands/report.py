@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("others", nargs="*", type=Path, metavar="EXPERIMENT", help="more experiments to compare with")
     parser.add_argument(
         "--output", type=Path, metavar="FILE",
-        help="(default: report.html in the folder of the experiment; of several, here)",
+        help="file to write (default: report.html in the folder of the experiment; of several, here)",
     )  # fmt: skip
     parser.add_argument(
         "--recorded", action="store_true", help="show what the run has recorded, and do not run the model"
     )
-    parser.add_argument("--num_samples", type=int, default=3, metavar="N", help="samples of each class (3)")
+    parser.add_argument("--num_samples", type=int, default=3, metavar="N", help="samples of each class (default: 3)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,11 +23,14 @@ EXAMPLES = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--num_samples", type=int, default=3, metavar="N", help="for each class (3)")
+    parser.add_argument("--num_samples", type=int, default=3, metavar="N", help="pictures of each class (default: 3)")
     parser.add_argument("--wrong", action="store_true", help="those that the model gets wrong")
     parser.add_argument("--split", help="another split of datasets.test, for example PrivateTest")
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="(default: images/samples of its experiment, else samples)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="folder for the pictures (default: images/samples of its experiment, else samples)",
     )
 
 

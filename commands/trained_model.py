@@ -109,7 +109,10 @@ def load_trained_model(path: Path, option_file: Path | None, overrides: list[str
     """
     file = _model_file(path)
     if not file.is_file():
-        raise UserError(f"{file}: no such file")
+        raise UserError(
+            f"{file}: no such file or folder; give a model, or the folder <path.root>/<task> of a run (has it been "
+            "trained? python main_train.py -opt ...)"
+        )
     content = load_state(file)
     if damage := crc_damage(file):
         raise UserError(f"{file}: {damage}; take another file of the run")

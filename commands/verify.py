@@ -31,7 +31,7 @@ SUMMARY = "metrics of one file alone, against those that its run recorded"
 EXAMPLES = """
     python main_test.py verify experiments/fer
     python main_test.py verify experiments/fer/models/best_model.pth --split PrivateTest --tta
-    python main_test.py verify experiments/fer/models/22429_E.pth --json verified.json
+    python main_test.py verify experiments/fer/models/1563_E.pth --json verified.json
     python main_test.py verify best_model.pth --set datasets.test.dataroot=fer2013.csv
 """
 

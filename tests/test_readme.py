@@ -119,6 +119,19 @@ def test_what_the_readme_adds_trains_together(tmp_path: Path, monkeypatch: pytes
     assert all(0 <= float(row["top2_accuracy"]) <= 1 for row in rows if row["split"] == "test")
 
 
+def test_the_option_file_of_the_readme_trains_what_it_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _register_examples(monkeypatch)
+    _write_arrays(tmp_path / "mine.npz", num_train=64)
+    (written,) = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    option_file = tmp_path / "mine.yaml"
+    option_file.write_text(written.replace("mine.npz", str(tmp_path / "mine.npz")), encoding="utf-8")
+    opt = parse(option_file, [f"path.root={tmp_path}", "train.total_epochs=2"], OPTION_TABLES)
+    dist = Dist()
+    with StopRequest(dist) as stop:
+        assert main_train.train(opt, dist, stop, option_file, dry_run=False) == 0
+    assert (tmp_path / "mine" / "models" / "best_model.pth").exists()
+
+
 def _register_examples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run each example as if it stood in its file, and add its line to its table."""
     defined: dict[str, Any] = {}
@@ -137,17 +150,21 @@ def _register_examples(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TABLES[table], "_entries", {**TABLES[table]._entries, key: defined[name]})
 
 
-def _options_with_examples(folder: Path) -> dict[str, Any]:
+def _write_arrays(path: Path, num_train: int) -> None:
     rng = np.random.default_rng(0)
     arrays = {
         f"{split}_{name}": values
-        for split, num in (("train", 12), ("test", 5))
+        for split, num in (("train", num_train), ("test", 5))
         for name, values in (
             ("images", rng.integers(0, 256, (num, 1, 8, 8), dtype=np.uint8)),
             ("labels", np.arange(num, dtype=np.int64) % 3),
         )
     }
-    np.savez(folder / "arrays.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def _options_with_examples(folder: Path) -> dict[str, Any]:
+    _write_arrays(folder / "arrays.npz", num_train=12)
     train = {"dataset_type": "array_file", "dataroot": str(folder / "arrays.npz"), "split": "train"}
     train |= {"dataloader_batch_size": 4, "transforms": [{"type": "random_gamma", "strength": 0.3}]}
     return changed(

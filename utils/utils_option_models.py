@@ -218,7 +218,8 @@ class TrainOptions(Section):
 class ValOptions(Section):
     metrics: tuple[Text, ...] = Field(default=(), description="names of the metrics that every test reports")
     best_metric: Text | None = Field(
-        default=None, description='the metric on datasets.test that selects the best model: one of metrics, or "loss"'
+        default=None,
+        description='what selects the best model on datasets.test, which requires it: one of metrics, or "loss"',
     )
     best_mode: Literal["max", "min"] = Field(
         default="max", validate_default=True, description="whether the best value is the largest or the smallest"
@@ -253,7 +254,7 @@ class LogOptions(Section):
 
 class ResumeOptions(Section):
     accept_changes: bool = Field(
-        default=False, description="resume although options that shape the data or the network have changed"
+        default=False, description="resume although the seed, the batch size or the data have changed"
     )
 
 
