@@ -8,7 +8,7 @@ from typing import Any
 
 from models.select_network import define_G
 from utils.utils_error import UserError
-from utils.utils_history import read_history
+from utils.utils_history import read_history, saved_options
 from utils.utils_option import NetOptions
 
 HEADING = ("network", "parameters", "G file", "training", "batches", "seed", "epochs", "best", "last")
@@ -16,7 +16,7 @@ HEADING = ("network", "parameters", "G file", "training", "batches", "seed", "ep
 
 def read_options(folder: Path) -> dict[str, Any]:
     """The options of the newest launch; UserError without any."""
-    saved = sorted((folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    saved = saved_options(folder)
     if not saved:
         raise UserError(f"{folder}: not the folder of an experiment: it has no options/")
     options: dict[str, Any] = json.loads(saved[-1].read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from commands.trained_model import TrainedModel, load_trained_model
 from commands.verify import measure
 from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
-from utils.utils_history import History, read_history
+from utils.utils_history import History, read_history, saved_options
 from utils.utils_logger import duration
 from utils.utils_option import leaves
 from utils.utils_report import heat_picture, inline_svg, picture_uri
@@ -162,8 +162,7 @@ def _attention(view: View, trained: TrainedModel, samples: Sequence[Sample], dis
 
 
 def _newest_options(folder: Path) -> dict[str, Any]:
-    saved = sorted((folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    for path in reversed(saved):
+    for path in reversed(saved_options(folder)):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
@@ -236,7 +235,7 @@ def _environment(history: History) -> dict[str, str]:
 
 def _commands(folder: Path, history: History, trained: TrainedModel | None) -> dict[str, list[str]]:
     """Shell lines: a run of the same bits under another name, the relaunch, and the check of its best model."""
-    first = min((folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    first = next(iter(saved_options(folder)), None)
     place = shlex.quote(str(folder))
     commands = {"verify": [f"python main_test.py verify {place}"] if trained else []}
     if first is None:

@@ -21,8 +21,9 @@ from utils.utils_checkpoint import CheckpointFolder, DamagedError
 from utils.utils_checkpoint_names import manifest_name
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
-from utils.utils_history import read_metrics
+from utils.utils_history import saved_options
 from utils.utils_metrics import MetricValue
+from utils.utils_metrics_csv import logged_test
 from utils.utils_option import DatasetOptions, Options
 from utils.utils_option_file import apply_overrides
 from utils.utils_state_file import crc_damage, load_state
@@ -144,21 +145,13 @@ def _self_contained(
 ) -> TrainedModel:
     options = content["options"] if option_file is None else utils_option.to_dict(utils_option.parse(option_file))
     opt = _validated({**options, "netG": content["netG"]}, overrides, file)
-    trained_on = content["options"].get("datasets", {}).get("test", {}).get("split")
+    recorded_split = content["options"].get("datasets", {}).get("test", {}).get("split")
     metrics, classes = content.get("metrics") or {}, tuple(content.get("class_names") or ())
     shape = content.get("input", {}).get("shape") or _class_of_data(opt, "input_shape")
     return TrainedModel(
-        file,
-        opt,
-        int(content["iter"]),
-        content["epoch"],
-        classes,
-        shape,
-        metrics,
-        trained_on,
-        content.get("synthetic"),
-        experiment,
-    )
+        file, opt, iteration=int(content["iter"]), epoch=content["epoch"], class_names=classes, input_shape=shape,
+        recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"), experiment=experiment,
+    )  # fmt: skip
 
 
 def _part_of_a_set(
@@ -173,10 +166,15 @@ def _part_of_a_set(
         except DamagedError as error:
             raise UserError(f"{file}: its checkpoint set is damaged: {error}; take another set") from error
     tested = "E" if opt.train.E_decay > 0 else "G"
-    recorded = _logged_test(experiment, iteration) if experiment and part == tested else {}
+    recorded: Mapping[str, MetricValue] = {}
+    if experiment and part == tested:
+        recorded = logged_test(experiment / "metrics.csv", iteration)
     split = opt.datasets["test"].arguments.get("split") if "test" in opt.datasets else None
     classes, shape = tuple(_class_of_data(opt, "class_names") or ()), _class_of_data(opt, "input_shape")
-    return TrainedModel(file, opt, iteration, epoch, classes, shape, recorded, split, None, experiment)
+    return TrainedModel(
+        file, opt, iteration=iteration, epoch=epoch, class_names=classes, input_shape=shape,
+        recorded=recorded, recorded_split=split, synthetic=None, experiment=experiment,
+    )  # fmt: skip
 
 
 def _class_of_data(opt: Options, attribute: str) -> Any:
@@ -185,20 +183,11 @@ def _class_of_data(opt: Options, attribute: str) -> Any:
 
 
 def _newest_options(file: Path, experiment: Path | None) -> Path:
-    saved = (experiment / "options").glob("*.json") if experiment else ()
-    newest = max(saved, key=lambda path: path.stat().st_mtime_ns, default=None)
-    if newest is None:
+    saved = saved_options(experiment) if experiment else []
+    if not saved:
         raise UserError(f"{file}: holds weights alone, and there are no options of its experiment; add -opt FILE")
-    return newest
+    return saved[-1]
 
 
 def _validated(options: Mapping[str, Any], overrides: list[str], file: Path) -> Options:
     return utils_option.validate(apply_overrides(dict(options), overrides), str(file), TABLES)
-
-
-def _logged_test(experiment: Path, iteration: int) -> dict[str, MetricValue]:
-    """The numbers that metrics.csv has of a test of this iteration; a later row wins."""
-    row = read_metrics(experiment / "metrics.csv").get((iteration, "test"), {})
-    names = {"G_loss": "loss"}
-    not_metrics = ("iter", "epoch", "split", "lr", "images_per_s")
-    return {names.get(name, name): float(value) for name, value in row.items() if value and name not in not_metrics}

@@ -43,6 +43,6 @@ def evaluate(
     loss, count = model.dist.sum(torch.stack([loss_sum, loss_sum.new_tensor(num_samples)])).tolist()
     result: dict[str, MetricValue] = {"loss": loss / count}
     for name, metric in built.items():
-        value = metric.compute()
+        value = metric.compute(model.dist.sum)
         result[name] = value.item() if value.ndim == 0 else value.tolist()
     return result

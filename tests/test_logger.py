@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.helpers import messages
-from utils.utils_logger import MetricsFile, RunLog, duration, print_block, start_console
+from utils.utils_logger import RunLog, duration, print_block, start_console
+from utils.utils_metrics_csv import MetricsFile
 
 FIXED = ["iter", "epoch", "split", "lr", "G_loss", "images_per_s"]
 CLASSES = ("cat", "dog")

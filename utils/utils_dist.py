@@ -72,11 +72,6 @@ class Dist:
             raise UserError(failure)
         return result[0]
 
-    def barrier(self) -> None:
-        """Wait for every rank. Collective."""
-        if self.control is not None:
-            torch.distributed.barrier(group=self.control)
-
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place. Collective."""
         if self.world_size > 1:
@@ -101,14 +96,6 @@ class Dist:
         failures: list[str | None] = [None] * self.world_size
         torch.distributed.all_gather_object(failures, failure, group=self.control)
         return next((each for each in failures if each is not None), None)
-
-
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """The sum over the ranks of the default group; the values themselves where there is none. Collective."""
-    total = values.clone()
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-    return total
 
 
 def is_launched_distributed() -> bool:

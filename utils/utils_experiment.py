@@ -25,6 +25,7 @@ from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_failpoint import reached
 from utils.utils_file import TEMPORARY_NAME, atomic_write, code_version, make_folder, project_path
+from utils.utils_history import saved_options
 from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
@@ -60,7 +61,7 @@ class Experiment:
         self.log = RunLog(None, False, False)
         self._dist = dist
         self._option_file = option_file
-        self._dry_run = dry_run
+        self.is_dry_run = dry_run
         self._checkpoints = CheckpointFolder(self.models)
         stops = opt.train.save_failure == "stop"
         self._writer = BackgroundWriter(on_save_failure if stops else lambda: None)
@@ -72,7 +73,7 @@ class Experiment:
         self._state = "FAILED"
 
     def __enter__(self) -> "Experiment":
-        if not self._dry_run:
+        if not self.is_dry_run:
             self._dist.on_main(self._start)
         return self
 
@@ -84,15 +85,10 @@ class Experiment:
             self.log.failure(error)
             if self.last_committed_iter and not isinstance(error, UserError):
                 logger.error("The newest good set is that of iteration %s.", f"{self.last_committed_iter:,}")
-        if self._dist.is_main and not self._dry_run:
+        if self._dist.is_main and not self.is_dry_run:
             self._write_status(self._state)
         self.log.close()
         self._open.close()
-
-    @property
-    def is_dry_run(self) -> bool:
-        """Whether nothing is written."""
-        return self._dry_run
 
     @property
     def save_failed(self) -> bool:
@@ -102,7 +98,7 @@ class Experiment:
 
     def find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
         """The newest verified set, the same on every rank. Collective. A dry run only looks, and verifies nothing."""
-        if self._dry_run:
+        if self.is_dry_run:
             iteration, path = find_last_checkpoint(self.models)
             if path is not None:
                 logger.info("A launch would resume from %s if the set of iteration %d verifies.", path, iteration)
@@ -111,7 +107,7 @@ class Experiment:
 
     def option_changes(self) -> list[str]:
         """What the options of this launch change against those of the launch before, as "key: old -> new"."""
-        saved = sorted((self.folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        saved = saved_options(self.folder)
         if not saved:
             return []
         try:
@@ -122,7 +118,7 @@ class Experiment:
 
     def save_options(self) -> None:
         """Write options/<stem>_<time>.json, which reproduces this launch."""
-        if not self._dist.is_main or self._dry_run:
+        if not self._dist.is_main or self.is_dry_run:
             return
         stamp = f"{self._option_file.stem}_{datetime.datetime.now():%y%m%d_%H%M%S}"
         path, number = self.folder / "options" / f"{stamp}.json", 1

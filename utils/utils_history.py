@@ -1,7 +1,6 @@
 """What an experiment folder tells of its run: metrics.csv, the launches of status.json, the manifests."""
 
 import contextlib
-import csv
 import dataclasses
 import itertools
 import json
@@ -9,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.utils_metrics_csv import KEYS, read_metrics
+
 Series = list[tuple[int, float]]
 """(iteration, value), in the order of the iterations."""
-
-_NOT_VALUES = ("iter", "epoch", "split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,7 @@ def read_history(folder: Path) -> History:
     series: dict[str, dict[str, Series]] = {}
     for (iteration, split), row in sorted(rows.items()):
         for name, text in row.items():
-            if name in _NOT_VALUES or not text:
+            if name in KEYS or not text:
                 continue
             with contextlib.suppress(ValueError, TypeError):  # somebody has edited the file
                 series.setdefault(split, {}).setdefault(name, []).append((iteration, float(text)))
@@ -58,13 +57,9 @@ def read_history(folder: Path) -> History:
     return History(folder, status.get("state"), series, launches, dict(sorted(manifests.items())))
 
 
-def read_metrics(path: Path) -> dict[tuple[int, str], dict[str, str]]:
-    """The rows of metrics.csv by iteration and split; a later row wins. Rows without an iteration are left out."""
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())  # a kill may have torn the last line
-    return {(int(row["iter"]), row["split"]): row for row in rows if (row.get("iter") or "").isdecimal()}
+def saved_options(folder: Path) -> list[Path]:
+    """The option files of an experiment's launches, oldest first."""
+    return sorted((folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

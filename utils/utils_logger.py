@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import csv
 import logging
 import os
 import sys
@@ -11,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.utils_file import atomic_write
 from utils.utils_metrics import MetricValue
+from utils.utils_metrics_csv import MetricsFile
 from utils.utils_tensorboard import TensorBoard
 from utils.utils_visualise import confusion_figure
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 logger = logging.getLogger("longhaul")
-
-_FIXED_COLUMNS = ("iter", "epoch", "split", "lr", "G_loss", "images_per_s")
 
 
 class _ConsoleHandler(logging.Handler):
@@ -71,48 +68,6 @@ def _drop_what_the_console_refuses() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-class MetricsFile:
-    """metrics.csv: one row an event, appended over relaunches; a new metric adds a column to all rows."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._columns: list[str] = list(_FIXED_COLUMNS)
-        self._pending: list[Mapping[str, Any]] = []
-        if path.exists():
-            self._columns = self._read()[0] or self._columns
-            self._rewrite(self._columns)  # a kill may have torn the last line
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row; it is in the file when this returns. A row that raises OSError comes with the next one."""
-        self._pending.append(row)
-        columns = list(dict.fromkeys([*self._columns, *(name for row in self._pending for name in row)]))
-        if columns != self._columns or not self._path.exists():
-            self._rewrite(columns)
-            self._columns = columns
-        size = self._path.stat().st_size
-        try:
-            with open(self._path, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self._columns, lineterminator="\n").writerows(self._pending)
-        except OSError:
-            os.truncate(self._path, size)  # the next row must not continue a torn line
-            raise
-        self._pending = []
-
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        if not self._path.exists():
-            return [], []
-        text = self._path.read_text(encoding="utf-8")
-        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        return list(reader.fieldnames or []), list(reader)
-
-    def _rewrite(self, columns: Sequence[str]) -> None:
-        rows = self._read()[1]
-        with atomic_write(self._path, "w") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 class RunLog:
@@ -177,8 +132,10 @@ class RunLog:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scalars.items())
         logger.info("<epoch:%3d, iter:%8s> %s: %s (%.1f s)", epoch, f"{current_iter:,}", split, shown, seconds)
         for name, value in result.items():
-            if isinstance(value, list):
-                scalars |= self._listed(f"{split}/{name}", value, value_names, current_iter)
+            if isinstance(value, list) and isinstance(value[0], list):
+                self._matrix(split, name, value, value_names, current_iter)
+            elif isinstance(value, list):
+                scalars |= _columns(name, value, value_names)
         columns = {"G_loss" if name == "loss" else name: value for name, value in scalars.items()}
         self._record(current_iter, epoch, split, lr, None, columns)
 
@@ -214,25 +171,10 @@ class RunLog:
             logger.removeHandler(self._file_handler)
             self._file_handler.close()
 
-    def _listed(
-        self, tag: str, value: list[float] | list[list[float]], value_names: Sequence[str], current_iter: int
-    ) -> dict[str, float]:
-        """The scalars of a metric with a value for each class, joint or number; a matrix goes to TensorBoard."""
-        scalars: dict[str, float] = {}
-        rows: list[Sequence[float]] = []
-        prefix = tag.rpartition("/")[2].removesuffix("_per_class")
-        each: Any
-        is_named = len(value_names) == len(value)  # the thresholds of a curve have no names
-        labels = value_names if is_named else [str(number) for number in range(len(value))]
-        for label, each in zip(labels, value, strict=True):
-            if isinstance(each, list):
-                rows.append(each)
-            else:
-                scalars[f"{prefix}_{label}"] = each
-        if rows and self._tb is not None:
-            title = f"{tag.replace('/', ': ').replace('_', ' ')}, iteration {current_iter:,}"
-            self._tb.add("figure", tag, confusion_figure(rows, value_names, title), current_iter)
-        return scalars
+    def _matrix(self, split: str, name: str, rows: Any, value_names: Sequence[str], current_iter: int) -> None:
+        if self._tb is not None:
+            title = f"{split}: {name}, iteration {current_iter:,}".replace("_", " ")
+            self._tb.add("figure", f"{split}/{name}", confusion_figure(rows, value_names, title), current_iter)
 
     def _record(
         self, current_iter: int, epoch: int, split: str, lr: float, speed: float | None, values: Mapping[str, float]
@@ -248,6 +190,12 @@ class RunLog:
             speed_and_rate = {} if speed is None else {"images_per_s": speed, "lr": lr}
             for name, value in {**values, **speed_and_rate}.items():
                 self._tb.add("scalar", f"{split}/{name}", value, current_iter)
+
+
+def _columns(name: str, values: Sequence[Any], value_names: Sequence[str]) -> dict[str, float]:
+    """A metric with many values as a column for each class or joint; the thresholds of a curve have no names."""
+    labels = value_names if len(value_names) == len(values) else range(len(values))
+    return {f"{name.removesuffix('_per_class')}_{label}": each for label, each in zip(labels, values, strict=True)}
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from utils.utils_dist import sum_over_ranks
 from utils.utils_error import UserError
 
 Shape = tuple[int, ...]
@@ -35,9 +34,9 @@ class Metric:
         for each, part in zip(self._sums, self._of_batch(output, target), strict=True):
             each += part
 
-    def compute(self) -> torch.Tensor:
-        """The value over the samples of all ranks. Collective."""
-        return self._value(*(sum_over_ranks(each) for each in self._sums))
+    def compute(self, over_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda sums: sums) -> torch.Tensor:
+        """The value over the samples of all ranks, whose sums `over_ranks` adds up, or of this rank alone."""
+        return self._value(*(over_ranks(each.clone()) for each in self._sums))
 
 
 def sample_mean(of_samples: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], shape: Shape = ()) -> Metric:
