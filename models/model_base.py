@@ -1,5 +1,6 @@
 """What any model does: wrapping networks for several ranks, naming its state, loading files into networks."""
 
+import contextlib
 import logging
 import shutil
 from collections.abc import Mapping
@@ -58,6 +59,11 @@ class ModelBase:
                 )
             net = torch.compile(net)  # type: ignore[assignment]
         return net
+
+    def without_sync(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[Any]:
+        """Where backward passes leave their gradients on this rank, for a later pass to sum over the ranks."""
+        ddp = getattr(wrapped, "_orig_mod", wrapped)  # torch.compile's wrapper hides it
+        return ddp.no_sync() if isinstance(ddp, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def has_own_buffers(net: nn.Module) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn as nn
-from torch.nn.parallel import DistributedDataParallel
 
 from models.learning_rate import learning_rate
 from models.loss import LOSSES
@@ -248,12 +247,10 @@ class ModelPlain(ModelBase):
         losses: list[torch.Tensor] = []
         for number, batch in enumerate(micro_batches, 1):
             is_last = number == len(micro_batches)
-            wrapped = self._wrapped
-            no_sync = isinstance(wrapped, DistributedDataParallel) and not is_last
-            with wrapped.no_sync() if no_sync else contextlib.nullcontext():  # type: ignore[operator]
+            with contextlib.nullcontext() if is_last else self.without_sync(self._wrapped):
                 self.feed_data(batch)
                 with self.autocast():
-                    output = self.netG_forward(wrapped)
+                    output = self.netG_forward(self._wrapped)
                 loss = self.train_loss(output.float())
                 # Even a factor of 1 would cost four small operations, two of them in the backward pass.
                 if self.opt.train.G_lossfn_weight != 1:

@@ -71,7 +71,7 @@ OWNERS = {
     "files of tensors": (("torch.save", "torch.load"), {"utils/utils_state_file.py"}),
     "process group": (
         ("torch.distributed", "torch.nn.parallel"),
-        {"utils/utils_dist.py", "utils/utils_signal.py", "models/model_base.py", "models/model_plain.py"},
+        {"utils/utils_dist.py", "utils/utils_signal.py", "models/model_base.py"},
     ),
     "figures": (("matplotlib",), {"utils/utils_visualise.py", "utils/utils_report.py"}),
     "global seeds": (
@@ -99,10 +99,9 @@ def test_each_side_effect_has_one_owner(subject: str) -> None:
     assert users, "the names are misspelt: nobody uses them"
 
 
-@pytest.mark.parametrize("path", ["models/model_base.py", "models/model_plain.py"])
-def test_models_know_of_ranks_only_the_wrapper(path: str) -> None:
-    found = {name for _, name in uses(TREES[path], "torch.distributed", "torch.nn.parallel")}
-    assert found <= {"torch.nn.parallel.DistributedDataParallel"}
+def test_models_know_of_ranks_only_the_wrapper() -> None:
+    found = {name for _, name in uses(TREES["models/model_base.py"], "torch.distributed", "torch.nn.parallel")}
+    assert found == {"torch.nn.parallel.DistributedDataParallel"}
 
 
 def test_the_signal_only_holds_the_handle_of_a_collective() -> None:

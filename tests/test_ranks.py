@@ -1,5 +1,7 @@
-"""What a rank is given: its share of the cores, and the buffers of rank 0 where training may read them."""
+"""What a rank is given: its share of the cores, the buffers of rank 0 where training may read them, and gradients."""
 
+import copy
+import functools
 import multiprocessing
 import os
 import subprocess
@@ -11,6 +13,7 @@ import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models import model_base
 from models.model_base import ModelBase, has_own_buffers
 from tests.helpers import free_port, net_options, same_tensors
 from tests.run_helpers import PROJECT
@@ -73,6 +76,26 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
                 torch.manual_seed(0)
                 net = define()
                 torch.save(trained(net, wrap(net), rank), folder / f"{name}_{way}_{rank}.pth")
+        # Dynamo's own backend needs no C++ compiler.
+        torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
+        model_base.shutil.which = lambda name: name  # type: ignore[attr-defined]
+        for way in ("plain", "compiled"):
+            model = ModelBase(net_options({"compile": way == "compiled"}), dist, 0)
+            torch.save(kept_and_summed(model, rank), folder / f"gradients_{way}_{rank}.pth")
+
+
+def kept_and_summed(model: ModelBase, rank: int) -> Weights:
+    """Gradients of one weight: of a bare network, after a pass without sync, and after one more with it."""
+    torch.manual_seed(0)
+    net = normed()
+    bare, wrapped = copy.deepcopy(net), model.wrap(net)
+    images = torch.rand(4, 256, generator=torch.Generator().manual_seed(rank))
+    bare(images).square().mean().backward()
+    with model.without_sync(wrapped):
+        wrapped(images).square().mean().backward()
+    kept = net[0].weight.grad.clone()
+    wrapped(images).square().mean().backward()
+    return {"alone": bare[0].weight.grad, "kept": kept, "summed": net[0].weight.grad}
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +119,15 @@ def weights(folder: Path, name: str, way: str, rank: int = 0) -> Weights:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_rank_0_saves_does_not_depend_on_how_buffers_are_shared(folder: Path, name: str) -> None:
     assert same_tensors(weights(folder, name, "ours"), weights(folder, name, "synced"))
+
+
+@pytest.mark.parametrize("way", ["plain", "compiled"])
+def test_micro_batches_are_summed_over_the_ranks_once(folder: Path, way: str) -> None:
+    one, other = (weights(folder, "gradients", way, rank) for rank in range(NUM_RANKS))
+    for each in (one, other):
+        assert torch.allclose(each["kept"], each["alone"])
+    assert not torch.allclose(one["kept"], other["kept"])
+    assert torch.equal(one["summed"], other["summed"])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
