@@ -11,13 +11,13 @@ from typing import Any
 
 from commands.trained_model import TrainedModel, load_trained_model
 from commands.verify import measure
+from utils.utils_curves import Panel, curve_panels, panel_figure, signs
 from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
 from utils.utils_history import History, read_history, saved_options
 from utils.utils_logger import duration
 from utils.utils_option import leaves
 from utils.utils_report import heat_picture, inline_svg, picture_uri
-from utils.utils_visualise import LEGEND, Panel, curve_panels, panel_figure
 from views.occlusion import occlusion_map
 from views.test_outputs import TestOutputs
 from views.view_base import Sample, View
@@ -72,7 +72,6 @@ def read_experiment(folder: Path, args: argparse.Namespace) -> ExperimentFacts:
     best_iter = trained.iteration if trained and trained.path.name == "best_model.pth" else None
     panels = curve_panels(history, view.class_names or view.joint_names)
     marks = history.interruptions
-    kinds = {kind for _, kind in marks} | ({"best model"} if best_iter is not None else set())
     facts = ExperimentFacts(
         folder=folder,
         name=folder.resolve().name,
@@ -84,7 +83,7 @@ def read_experiment(folder: Path, args: argparse.Namespace) -> ExperimentFacts:
         options={key: text for key, text in leaves(options) if key != "$schema"},
         panels=panels,
         curves=[inline_svg(panel_figure(panel, marks, best_iter), panel.title) for panel in panels],
-        signs=[words for kind, words in LEGEND.items() if kind in kinds],
+        signs=signs(marks, best_iter),
         launches=_launches(history),
         sets=_sets(history),
         environment=_environment(history),

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from commands.experiment_facts import ExperimentFacts, read_experiment
+from utils.utils_curves import Panel, panel_figure
 from utils.utils_error import UserError
 from utils.utils_file import atomic_write
 from utils.utils_report import inline_svg, render_page
-from utils.utils_visualise import Panel, panel_figure
 
 logger = logging.getLogger("longhaul")
 

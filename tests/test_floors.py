@@ -73,7 +73,7 @@ OWNERS = {
         ("torch.distributed", "torch.nn.parallel"),
         {"utils/utils_dist.py", "utils/utils_signal.py", "models/model_base.py"},
     ),
-    "figures": (("matplotlib",), {"utils/utils_visualise.py", "utils/utils_report.py"}),
+    "figures": (("matplotlib",), {"utils/utils_visualise.py", "utils/utils_curves.py", "utils/utils_report.py"}),
     "global seeds": (
         (
             "random.seed",

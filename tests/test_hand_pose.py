@@ -15,8 +15,8 @@ from data.dataset_freihand import JOINT_NAMES, FreiHand
 from tests.freihand_files import write_freihand
 from tests.trained_models import Command, command
 from utils import Evaluator
+from utils.utils_curves import curve_panels
 from utils.utils_history import read_history
-from utils.utils_visualise import curve_panels
 from views.select_view import define_view
 from views.test_outputs import TestOutputs
 from views.view_base import Box, Finding, Sample

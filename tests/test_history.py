@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from utils.utils_curves import curve_panels
 from utils.utils_history import read_history
 from utils.utils_metrics_csv import read_metrics
-from utils.utils_visualise import curve_panels
 
 HEADER = "iter,epoch,split,lr,G_loss,images_per_s,accuracy,recall_a,recall_b\n"
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from utils.utils_curves import curve_panels, curves_figure
 from utils.utils_history import read_history
-from utils.utils_visualise import curve_panels, curves_figure, save_figure
+from utils.utils_visualise import save_figure
 from views.test_outputs import RawSamples, TestOutputs
 from views.view_base import Result, Sample, View
 

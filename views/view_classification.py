@@ -93,7 +93,7 @@ class ClassificationView(View):
         from utils.utils_visualise import Classified, classified_figure
 
         rows = [
-            [Classified(each.name, each.image, int(each.target), each.output.softmax(dim=0).tolist()) for each in row]
+            [Classified(each.image, int(each.target), each.output.softmax(dim=0).tolist()) for each in row]
             for row in chosen.values()
         ]
         return classified_figure(rows, list(chosen), self.class_names, f"{title}; * marks the true class")
