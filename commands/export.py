@@ -19,6 +19,7 @@ import torch
 
 from commands.inference_graph import FORMATS, InferenceGraph, Run, capture, reason
 from commands.trained_model import TrainedModel, load_trained_model
+from models.model_plain import without_targets
 from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
 from utils.utils_file import atomic_write
@@ -172,9 +173,7 @@ def _export(trained: TrainedModel, samples: _Samples, args: argparse.Namespace, 
 
 
 def _preprocessed(trained: TrainedModel, raw: torch.Tensor) -> torch.Tensor:
-    nobody = torch.zeros(len(raw), dtype=torch.int64)
-    batch = {"input": raw, "target": nobody, "name": [""] * len(raw)}
-    images: torch.Tensor = trained.preprocessing()(batch, np.arange(len(raw)))["input"]
+    images: torch.Tensor = trained.preprocessing()(without_targets(raw), np.arange(len(raw)))["input"]
     return images
 
 

@@ -17,7 +17,7 @@ import torch.nn as nn
 from torch.export import ExportedProgram
 
 from data.transforms import Pipeline
-from models.model_plain import ModelPlain
+from models.model_plain import ModelPlain, without_targets
 from utils.utils_error import UserError
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -41,8 +41,7 @@ class InferenceGraph(nn.Module):
         self.eval()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        nobody = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
-        batch: dict[str, Any] = {"input": images, "target": nobody, "name": []}
+        batch = without_targets(images)
         if self._preprocessing is not None:
             batch = self._preprocessing(batch, np.arange(0))  # nothing in it depends on positions
         model = copy.copy(self._model)  # feed_data writes to it, and a capture's tensors are no tensors

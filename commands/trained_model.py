@@ -13,7 +13,7 @@ from data.loaders import define_test_pipeline, without_random
 from data.select_dataset import DATASETS, DataSource, define_dataset
 from data.transforms import Pipeline
 from models.model_base import load_network
-from models.model_plain import ModelPlain
+from models.model_plain import ModelPlain, without_targets
 from models.select_model import define_model
 from tables import TABLES
 from utils import utils_option
@@ -79,9 +79,7 @@ class TrainedModel:
         model, pipeline = self.load(dist), self.preprocessing()
 
         def predict(images: torch.Tensor) -> torch.Tensor:
-            nobody = torch.zeros(len(images), dtype=torch.int64, device=dist.device)
-            batch = {"input": images.to(dist.device), "target": nobody, "name": [""] * len(images)}
-            return model.test(pipeline(batch, np.arange(len(images))))
+            return model.test(pipeline(without_targets(images.to(dist.device)), np.arange(len(images))))
 
         return predict
 

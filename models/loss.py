@@ -50,7 +50,7 @@ class L1Loss(nn.L1Loss):
 class L2Loss(nn.MSELoss):
     """mean (output - target)^2."""
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # torch's own arguments are not for option files
         super().__init__()
 
 

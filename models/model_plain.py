@@ -34,6 +34,11 @@ class NonFiniteLossError(ArithmeticError):
     """The loss or the gradient was not finite; the message names the iteration and the value."""
 
 
+def without_targets(images: torch.Tensor) -> Batch:
+    """A batch of images (B, ...) whose outputs are compared with nothing."""
+    return {"input": images, "target": images.new_zeros(images.shape[0], dtype=torch.int64), "name": []}
+
+
 def enabled_parts(train: TrainOptions) -> tuple[str, ...]:
     """The parts of a checkpoint set that a resume restores: G, E if there is an average, optimizerG if it is reused."""
     enabled = {"G": True, "E": train.E_decay > 0, "optimizerG": train.G_optimizer_reuse}

@@ -8,7 +8,7 @@ import torch.nn as nn
 from models.network_blocks import ResidualBlock
 
 MM_PER_UNIT = 50.0  # about the spread of a hand's joints, so that the last layer deals in numbers near 1
-NUM_LOOKS = 32  # features that say what the image looks like at a joint
+NUM_APPEARANCE = 32  # features that say what the image looks like at a joint
 
 
 class HandPoseNet(nn.Module):
@@ -46,9 +46,9 @@ class HandPoseNet(nn.Module):
         self.fine = _projection(widths[-2], heat_width)
         self.coarse = _projection(widths[-1], heat_width)
         self.heatmaps = nn.Conv2d(heat_width, num_joints, 1)
-        self.appearance = nn.Conv2d(heat_width, NUM_LOOKS, 1)
+        self.appearance = nn.Conv2d(heat_width, NUM_APPEARANCE, 1)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(num_joints * (2 + NUM_LOOKS) + widths[-1], num_joints * 3)
+        self.head = nn.Linear(num_joints * (2 + NUM_APPEARANCE) + widths[-1], num_joints * 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[1:] != (3, self.size, self.size):
@@ -60,9 +60,9 @@ class HandPoseNet(nn.Module):
             maps.append(stage(maps[-1]))
         coarse = nn.functional.interpolate(self.coarse(maps[-1]), scale_factor=2.0, mode="bilinear")
         features = torch.relu(self.fine(maps[-2]) + coarse)
-        heat, looks = self.heatmaps(features), self.appearance(features)
+        heat, appearance = self.heatmaps(features), self.appearance(features)
         with torch.autocast(x.device.type, enabled=False):
-            of_joints = soft_argmax(heat.float(), looks.float()).flatten(1)
+            of_joints = soft_argmax(heat.float(), appearance.float()).flatten(1)
             whole = maps[-1].float().mean(dim=(2, 3))
             joints = self.head(self.dropout(torch.cat([of_joints, whole], dim=1))).unflatten(1, (self.num_joints, 3))
             return MM_PER_UNIT * (joints - joints[:, :1])

@@ -14,9 +14,8 @@ def pack_model(
 ) -> dict[str, Any]:  # fmt: skip
     """The content of a self-contained file: tensors and plain containers only.
 
-    metrics: those of the test that these weights passed. input_shape: (C, H, W). transforms: what an
-    input needs after uint8 to [0, 1].
-    synthetic: what stood in for missing data, in words.
+    metrics: those of the test that these weights passed. input_shape: (C, H, W). transforms: what an input needs after
+    uint8 to [0, 1]. synthetic: what stood in for missing data, in words.
     """
     options = to_dict(model.opt)
     return {
@@ -35,9 +34,7 @@ def pack_model(
     }
 
 
-def train_record(
-    model: ModelPlain, result: Mapping[str, MetricValue], train_loss: float | None
-) -> dict[str, Any]:  # fmt: skip
+def train_record(model: ModelPlain, result: Mapping[str, MetricValue], train_loss: float | None) -> dict[str, Any]:
     """What tools expect in a best model beside the weights: both losses, every single metric, and the optimizer.
 
     The optimizer's state belongs to netG and is there if `train.best_model_optimizer` asks for it.

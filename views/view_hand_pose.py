@@ -164,12 +164,7 @@ def _draw(picture: Image, points: Points, is_true: bool) -> None:
         cv2.line(picture, places[start], places[end], colour, 1 if is_true else 3, cv2.LINE_AA)
     if not is_true:
         for finger, tip in zip(_FINGERS, places[4::4], strict=True):
-            cv2.putText(
-                picture, finger, (tip[0] + 4, tip[1]), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 3, cv2.LINE_AA
-            )
-            cv2.putText(
-                picture, finger, (tip[0] + 4, tip[1]), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (20, 20, 20), 1, cv2.LINE_AA
-            )
+            _write(picture, finger, (tip[0] + 4, tip[1]), 0.4)
 
 
 def _write(picture: Image, text: str, place: tuple[int, int], scale: float) -> None:
