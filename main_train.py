@@ -16,7 +16,7 @@ import logging
 from pathlib import Path
 
 from data.select_dataset import define_datasets
-from models.model_plain import NonFiniteLossError
+from models.loss_meter import NonFiniteLossError
 from tables import TABLES
 from trainer import Trainer
 from utils import utils_option as option
@@ -51,7 +51,7 @@ def train(opt: Options, dist: Dist, stop: StopRequest, option_file: Path, dry_ru
             if trainer.is_due(opt.train.checkpoint_test, current_iter):
                 trainer.test(current_iter)
             if trainer.is_due(opt.train.checkpoint_save, current_iter):
-                model.check_finite(current_iter)
+                model.losses.collect(current_iter)  # a loss that is not finite must not reach a file
                 trainer.save(current_iter, "periodic")
             if stop.agreed() or trainer.is_out_of_patience:
                 break

@@ -16,7 +16,8 @@ from data.select_dataset import DataSource, synthetic_notice
 from data.train_stream import TrainStream
 from models.evaluate import evaluate
 from models.learning_rate import learning_rate
-from models.model_plain import Batch, NonFiniteLossError, enabled_parts
+from models.loss_meter import NonFiniteLossError
+from models.model_plain import Batch, enabled_parts
 from models.portable_model import pack_model, train_record
 from models.select_model import define_model
 from models.select_network import check_num_classes
@@ -102,7 +103,7 @@ class Trainer:
             self.model.rebuild_buckets(micro_batches)
         self.model.load(self._resume)
         self.model.num_skipped_in_a_row = self.progress.num_skipped_in_a_row
-        self.model.loss_sum, self.model.num_losses = self.progress.loss_sum, self.progress.num_losses
+        self.model.losses.sum, self.model.losses.count = self.progress.loss_sum, self.progress.num_losses
         self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
         self._experiment.save_options()
@@ -130,7 +131,7 @@ class Trainer:
 
     def test(self, current_iter: int) -> None:
         """Test on every test data set; then "test" may give a new best model."""
-        self.model.check_finite(current_iter)
+        self.model.losses.collect(current_iter)
         results: dict[str, dict[str, MetricValue]] = {}
         shown: TestOutputs | None = None
         for name, loader in self._test_loaders.items():
@@ -152,7 +153,7 @@ class Trainer:
             shown = outputs or shown
         self._tested_iter = current_iter
         if "test" in results:
-            is_best = self._judge(current_iter, results["test"], self.model.take_train_loss(current_iter))
+            is_best = self._judge(current_iter, results["test"], self.model.losses.take_mean())
             if self._pictures and shown:
                 title = f"iteration {current_iter:,}, epoch {self.stream.epoch(current_iter)}"
                 self._pictures.tested(current_iter, title, results["test"], shown, is_best)
@@ -167,8 +168,8 @@ class Trainer:
         self._saved_iter = current_iter
         reason = "final" if current_iter == self.total_iter and reason == "periodic" else reason
         progress = dataclasses.replace(
-            self.progress, num_skipped_in_a_row=self.model.num_skipped_in_a_row, loss_sum=self.model.loss_sum,
-            num_losses=self.model.num_losses,
+            self.progress, num_skipped_in_a_row=self.model.num_skipped_in_a_row,
+            loss_sum=self.model.losses.sum, num_losses=self.model.losses.count,
         )  # fmt: skip
         self._experiment.save_set(
             current_iter, self.stream.epoch(current_iter), reason, progress, self.model.state(),
@@ -207,7 +208,7 @@ class Trainer:
 
     def _finish_interrupted(self, current_iter: int) -> int:
         try:
-            self.model.check_finite(current_iter)  # the set needs the losses of all ranks, which stopped here together
+            self.model.losses.collect(current_iter)  # the set needs those of all ranks, which stopped here together
         except (RuntimeError, NonFiniteLossError) as error:
             logger.warning("The mean training loss of the next test will miss some iterations: %s", error)
         # The peers may be gone any moment: from here on rank 0 needs nobody.

@@ -111,7 +111,7 @@ class Loop:
 
     def save(self) -> float:
         """Commit a set; returns the milliseconds that the host stands still, after the device has been waited for."""
-        self._trainer.model.check_finite(self._iteration)
+        self._trainer.model.losses.collect(self._iteration)
         start = time.perf_counter()
         self._trainer.save(self._iteration, "periodic")
         return 1e3 * (time.perf_counter() - start)

@@ -13,6 +13,7 @@ import torch.nn as nn
 
 from models.learning_rate import learning_rate
 from models.loss import LOSSES
+from models.loss_meter import LossMeter, NonFiniteLossError
 from models.model_base import ModelBase, load_network
 from models.moving_average import MovingAverage
 from models.optimizer import define_optimizer, load_optimizer
@@ -28,10 +29,6 @@ from utils.utils_state_file import load_state
 logger = logging.getLogger("longhaul")
 
 Batch = dict[str, Any]
-
-
-class NonFiniteLossError(ArithmeticError):
-    """The loss or the gradient was not finite; the message names the iteration and the value."""
 
 
 def without_targets(images: torch.Tensor) -> Batch:
@@ -68,10 +65,7 @@ class ModelPlain(ModelBase):
         self._average = MovingAverage(self.netE, self.netG) if self.netE is not None else None
         self.num_skipped_in_a_row = 0
         """Steps that `train.nonfinite: "skip"` has left out since the last one that was taken."""
-        self.loss_sum, self.num_losses = 0.0, 0
-        """Of the losses, means over the ranks, that were collected since the last `take_train_loss`."""
-        self._losses: list[torch.Tensor] = []
-        self._unlogged: list[float] = []
+        self.losses = LossMeter(dist)
         self._norms: list[torch.Tensor] = []
 
     # What a user's model overrides.
@@ -114,7 +108,7 @@ class ModelPlain(ModelBase):
         if may_skip and self._is_skipped(loss, current_iter):
             self._restore_buffers(buffers)
             return
-        self._losses.append(loss)
+        self.losses.add(loss)
         if clip := self.opt.train.G_optimizer_clipgrad:
             self._norms.append(nn.utils.clip_grad_norm_(self._parameters, clip, foreach=True))
         self.optimizer.step()
@@ -186,34 +180,13 @@ class ModelPlain(ModelBase):
 
         Waits for the device, as do a test and a save, and nothing else. Raises NonFiniteLossError. Collective.
         """
-        self.check_finite(current_iter)
-        log = {"G_loss": sum(self._unlogged) / len(self._unlogged)} if self._unlogged else {}
+        self.losses.collect(current_iter)
+        mean = self.losses.take_logged()
+        log = {} if mean is None else {"G_loss": mean}
         if self._norms:
             log["grad_norm"] = float(torch.stack(self._norms).mean())
-        self._unlogged.clear()
         self._norms.clear()
         return log
-
-    def check_finite(self, current_iter: int) -> None:
-        """Collect the losses of the ranks; NonFiniteLossError on every rank if one is not finite. Collective."""
-        if not self._losses:
-            return
-        losses: list[float] = (self.dist.sum(torch.stack(self._losses)) / self.dist.world_size).tolist()
-        for iteration, loss in enumerate(losses, current_iter - len(losses) + 1):
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(f"the loss of iteration {iteration} is {loss}")
-        self._losses.clear()
-        self._unlogged += losses
-        self.num_losses += len(losses)
-        for loss in losses:  # one by one: the same bits wherever a run was cut
-            self.loss_sum += loss
-
-    def take_train_loss(self, current_iter: int) -> float | None:
-        """The mean loss since the last call, whatever launches it spans; None without an iteration. Collective."""
-        self.check_finite(current_iter)
-        mean = self.loss_sum / self.num_losses if self.num_losses else None
-        self.loss_sum, self.num_losses = 0.0, 0
-        return mean
 
     # State.
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn as nn
 
-from models.model_plain import ModelPlain, NonFiniteLossError, enabled_parts
+from models.loss_meter import NonFiniteLossError
+from models.model_plain import ModelPlain, enabled_parts
 from models.select_model import MODELS
 from models.select_network import NETWORKS
 from tests.helpers import ONE_RANK, class_batch, messages, net_options, same_tensors, validated
@@ -574,9 +575,9 @@ def test_without_clipping_no_norm_is_logged() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize(("first_log", "bad_iter", "last"), [(0, 1, 3), (0, 3, 3), (2, 4, 7), (5, 6, 6)])
-@pytest.mark.parametrize("verb", ["current_log", "check_finite"])
+@pytest.mark.parametrize("collect", [ModelPlain.current_log, lambda model, last: model.losses.collect(last)])
 def test_a_loss_that_is_not_finite_names_its_iteration(
-    value: float, first_log: int, bad_iter: int, last: int, verb: str
+    value: float, first_log: int, bad_iter: int, last: int, collect: Callable[[ModelPlain, int], object]
 ) -> None:
     model = plain_model()
     for current_iter in range(1, last + 1):
@@ -587,12 +588,12 @@ def test_a_loss_that_is_not_finite_names_its_iteration(
         if current_iter == first_log:
             model.current_log(current_iter)
     with pytest.raises(NonFiniteLossError, match=rf"iteration {bad_iter} is (nan|inf)"):
-        getattr(model, verb)(last)
+        collect(model, last)
 
 
 def test_checking_does_not_take_losses_from_the_log() -> None:
     model = train_on(plain_model(), 3)
-    model.check_finite(3)
+    model.losses.collect(3)
     assert model.current_log(3) == train_on(plain_model(), 3).current_log(3)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from models.model_plain import ModelPlain, NonFiniteLossError
+from models.loss_meter import NonFiniteLossError
+from models.model_plain import ModelPlain
 from tests.helpers import ONE_RANK, changed, class_batch, messages, net_options, same_tensors
 from tests.run_helpers import Run, RunServer, kill, run_options, server
 
