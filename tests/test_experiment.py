@@ -155,11 +155,17 @@ def test_the_models_of_a_run_that_starts_again_are_set_aside(
     assert "best_model.pth is of a run that starts again" in messages(logged.records)
 
 
-def test_files_of_kair_are_resumed_from_also_by_the_second_launch(make: Callable[..., Experiment]) -> None:
+@pytest.mark.parametrize("were_there_first", [True, False])
+def test_files_of_kair_are_resumed_from_also_by_the_second_launch(
+    make: Callable[..., Experiment], were_there_first: bool
+) -> None:
     with make() as experiment:
+        if not were_there_first:
+            experiment.find_resume_point(PARTS)
         for part in PARTS:
             torch.save({"weight": torch.ones(1)}, experiment.models / f"5000_{part}.pth")
-    (experiment.folder / "status.json").unlink(missing_ok=True)
+    if were_there_first:
+        (experiment.folder / "status.json").unlink(missing_ok=True)
     for _ in range(2):
         with make() as experiment:
             point = experiment.find_resume_point(PARTS)

@@ -35,7 +35,7 @@ from utils.utils_file import (
     sha256_of,
     temporary_file,
 )
-from utils.utils_state_file import FileRecord, check_finite, crc_damage, tensors_in, write_state
+from utils.utils_state_file import FileRecord, check_finite, crc_damage, has_crc, tensors_in, write_state
 
 logger = logging.getLogger("longhaul")
 
@@ -109,8 +109,8 @@ class CheckpointFolder:
 
         Damaged sets and uncommitted files are reported and moved to quarantine/, never deleted. Files that came
         without a manifest are KAIR's: there the newest iteration that has all parts and whose files are whole is
-        taken. began_at: the iteration at which our first launch in this folder began, if there was one; what is newer
-        is ours, and without a manifest it was cut off before its commit, or while its set was being removed.
+        taken. began_at: the iteration at which our first launch in this folder began, if there was one; a newer file of
+        ours without a manifest was cut off before its commit, or while its set was being removed.
         """
         if not self.folder.is_dir():
             return None
@@ -118,7 +118,7 @@ class CheckpointFolder:
         self._report_mismatch(parts)
         if not manifests:
             if began_at is not None:
-                self._quarantine_newer_than(began_at)
+                self._quarantine_cut_off(began_at)
             return self._find_without_manifest(parts)
         for iteration in sorted(manifests, reverse=True):
             try:
@@ -129,7 +129,7 @@ class CheckpointFolder:
                 continue
             self._quarantine_newer_than(iteration)
             if began_at is not None:
-                self._quarantine_half_pruned(began_at, iteration)
+                self._quarantine_cut_off(began_at)
             files = {part: self.folder / record.name for part, record in manifest.files.items() if part in parts}
             return ResumePoint(manifest.iteration, files, manifest)
         raise UserError(
@@ -237,13 +237,16 @@ class CheckpointFolder:
                 if iteration > newest:
                     self.set_aside(path.name, "was never committed")
 
-    def _quarantine_half_pruned(self, began_at: int, newest: int) -> None:
-        """Set aside parts of ours whose manifest is gone: a kill came while their set was dropped."""
+    def _quarantine_cut_off(self, began_at: int) -> None:
+        """Set aside parts of ours without a manifest: a kill came in their first commit, or while they were removed.
+
+        KAIR's files carry checksums, which ours leave to the manifest.
+        """
         kept = list_manifests(self.folder)
         for part in PARTS:
             for iteration, path in list_parts(self.folder, part).items():
-                if began_at < iteration < newest and iteration not in kept:
-                    self.set_aside(path.name, "is left of a set that was being removed")
+                if iteration > began_at and iteration not in kept and not has_crc(path):
+                    self.set_aside(path.name, "is of no committed set")
 
     def set_aside(self, name: str, reason: str) -> None:
         """Move a file to quarantine/, if it is there, and say why."""

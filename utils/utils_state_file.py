@@ -136,6 +136,15 @@ def tensors_in(state: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]
             yield from tensors_in(value, f"{place}.{key}" if place else str(key))
 
 
+def has_crc(path: Path) -> bool:
+    """Whether a file carries the checksums that torch.save writes unless told otherwise."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(entry.CRC for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
 def crc_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint that no manifest vouches for; None when its zip CRCs hold.
 
