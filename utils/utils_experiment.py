@@ -171,7 +171,6 @@ class Experiment:
                 "status.json says that iteration %s was saved, but %s holds no set: the run starts from iteration 0.",
                 f"{self.last_committed_iter:,}", self.models,
             )  # fmt: skip
-        if resume is None:
             for name in ("best_model.pth", "final_model.pth"):
                 self._checkpoints.set_aside(name, "is of a run that starts again from iteration 0")
         self.last_committed_iter = resume.iteration if resume else 0
