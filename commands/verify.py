@@ -1,4 +1,8 @@
-"""verify: the metrics of one file alone, on one split, against those that its run recorded."""
+"""verify: the metrics of one file alone, on one split, against those that its run recorded.
+
+Exit status: 0 as recorded, or nothing was recorded; 1 they differ, or cannot be right; 2 the model, the options or the
+data are wrong.
+"""
 
 import argparse
 import dataclasses

@@ -304,7 +304,7 @@ def test_a_set_that_may_not_be_read_is_left_where_it_is(
 ) -> None:
     checkpoints = commit(tmp_path, 4, 8)
     refuse_reading(monkeypatch, tmp_path / name, errno.EACCES)
-    with pytest.raises(UserError, match=rf"{name} cannot be read: Permission denied; nothing was changed"):
+    with pytest.raises(UserError, match=rf"{name} cannot be read: Permission denied; it was left where it is"):
         checkpoints.find_resume_point(PARTS)
     assert names(tmp_path) == set_names(4, 8)
 
@@ -658,6 +658,17 @@ def test_a_set_of_ours_takes_the_place_of_no_file_of_kair(tmp_path: Path, logged
     checkpoints.commit({part: states(7)[part] for part in PARTS}, manifest(10), 0)
     assert {name: sha256_of(tmp_path / "quarantine" / name) for name in quarantined(tmp_path)} == kept
     assert "10_G.pth is of no committed set; moved to quarantine/." in messages(logged.records, logging.WARNING)
+
+
+def test_a_second_attempt_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    """A full disk may have had room for the parts and none for the manifest: a copy of them would not help."""
+    checkpoints = CheckpointFolder(tmp_path)
+    with pytest.raises(Recorded):
+        crash_before_rename(checkpoints, 8, NUM_RENAMES - 1, raise_recorded)
+    assert names(tmp_path) == {f"8_{part}.pth" for part in PARTS}
+    checkpoints.commit(states(8), manifest(8), 0)
+    assert holds(checkpoints.find_resume_point(PARTS), 8)
+    assert not quarantined(tmp_path)
 
 
 def test_kair_folder_with_a_flipped_bit(tmp_path: Path) -> None:

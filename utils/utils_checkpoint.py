@@ -78,6 +78,7 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._published: set[str] = set()  # parts that may be written again, by a second attempt
 
     def commit(self, states: Mapping[str, Any], manifest: Manifest, max_to_keep: int) -> Manifest:
         """Write the parts in `states` and then the manifest; afterwards prune to `max_to_keep` sets (0: keep all).
@@ -90,8 +91,8 @@ class CheckpointFolder:
         for part, state in states.items():
             check_finite(set_file_name(manifest.iteration, part), state)
         self._check_free_space(states)
-        for part in states:
-            self.set_aside(set_file_name(manifest.iteration, part), "is of no committed set")
+        for name in {set_file_name(manifest.iteration, part) for part in states} - self._published:
+            self.set_aside(name, "is of no committed set")
         reached("commit begun", self.folder / manifest_name(manifest.iteration))
         records = self._write_parts(states, manifest.iteration)
         committed = dataclasses.replace(manifest, files=records, saved_at=f"{datetime.datetime.now():%F %T}")
@@ -149,8 +150,8 @@ class CheckpointFolder:
             if error.errno == errno.EIO:
                 raise DamagedError(f"{where} cannot be read: {error.strerror}") from error
             raise UserError(
-                f"{self.folder}: {where} cannot be read: {error.strerror}; nothing was changed: mend that, and launch "
-                "again"
+                f"{self.folder}: {where} cannot be read: {error.strerror}; it was left where it is: mend that, and "
+                "launch again"
             ) from error
 
     def _verified(self, path: Path) -> Manifest:
@@ -180,6 +181,7 @@ class CheckpointFolder:
         except BaseException:
             discard(list(paths.values()))
             raise
+        self._published |= {path.name for path in paths.values()}
         publish(list(paths.values()))  # every part is complete before the first one gets its name
         return {part: records[part] for part in states}
 
@@ -238,10 +240,7 @@ class CheckpointFolder:
                     self.set_aside(path.name, "was never committed")
 
     def _quarantine_cut_off(self, began_at: int) -> None:
-        """Set aside parts of ours without a manifest: a kill came in their first commit, or while they were removed.
-
-        KAIR's files carry checksums, which ours leave to the manifest.
-        """
+        """Set aside parts of ours without a manifest: a kill came in their first commit, or while they were removed."""
         kept = list_manifests(self.folder)
         for part in PARTS:
             for iteration, path in list_parts(self.folder, part).items():

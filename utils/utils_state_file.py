@@ -137,7 +137,7 @@ def tensors_in(state: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]
 
 
 def has_crc(path: Path) -> bool:
-    """Whether a file carries the checksums that torch.save writes unless told otherwise."""
+    """Whether a file carries torch.save's checksums: KAIR's parts do, and ours leave them to the manifest."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(entry.CRC for entry in archive.infolist())
