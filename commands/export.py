@@ -3,6 +3,8 @@
 The graph takes batches of any size and is the inference form of the network that the run tested (netE where there is
 one). Class names, input and transforms stand in the file's metadata. The file is compared with the model on real inputs
 before it gets its name.
+
+Exit status: 0 written; 1 the graph does not say what the model says; 2 the model or the arguments are wrong.
 """
 
 import argparse

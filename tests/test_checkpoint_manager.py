@@ -232,7 +232,9 @@ def test_the_metric_is_stored_with_the_best_model(tmp_path: Path) -> None:
 def test_a_bare_state_dict_stays_one(tmp_path: Path) -> None:
     manager, net = CheckpointManager(tmp_path), torch.nn.Linear(2, 2)
     manager.save_best_model(net.state_dict(), 0.5)
-    net.load_state_dict(manager.load_best_model(), strict=True)
+    loaded = torch.nn.Linear(2, 2)
+    loaded.load_state_dict(manager.load_best_model(), strict=True)
+    assert torch.equal(loaded.weight, net.weight)
 
 
 def test_a_metric_of_nan_is_refused_and_infinity_is_not(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any, NoReturn
 import pytest
 
 from utils.utils_file import (
+    PROJECT_FOLDER,
     TEMPORARY_NAME,
     atomic_write,
     cache_folder,
     fsync_directory,
     make_folder,
+    project_path,
     sha256_of,
     temporary_path,
 )
@@ -108,3 +110,12 @@ def test_only_a_file_system_that_cannot_sync_directories_is_excused(
     with pytest.raises(OSError, match=os.strerror(code)):
         fsync_directory(tmp_path)
     return None
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("a/b", PROJECT_FOLDER / "a/b"), ("/a/b", Path("/a/b")), ("~/a", Path.home() / "a"), ("~nobody_here/a", None)],
+)
+def test_the_path_of_an_option_is_below_the_project_unless_it_says_otherwise(given: str, meant: Path | None) -> None:
+    """A home folder that does not exist is no error here: whoever opens the file will name it."""
+    assert project_path(given) == (meant or PROJECT_FOLDER / given)
