@@ -98,6 +98,7 @@ class CheckpointFolder:
         committed = dataclasses.replace(manifest, files=records, saved_at=f"{datetime.datetime.now():%F %T}")
         with atomic_write(self.folder / manifest_name(manifest.iteration), "w") as file:
             file.write(_manifest_text(committed))
+        self._published.clear()
         if max_to_keep:
             try:
                 self.prune(max_to_keep)
