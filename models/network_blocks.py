@@ -18,6 +18,32 @@ class SqueezeExcitation(nn.Module):
         return x * self.scale(x.mean(dim=(2, 3)))[:, :, None, None]
 
 
+class MeanPool(nn.Module):
+    """Mean over the pixels; (B, C, H, W) -> (B, C)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=(2, 3))
+
+
+class WeightedPool(nn.Module):
+    """Sum over the pixels with learned weights for each channel, at first the mean; (B, C, H, W) -> (B, C).
+
+    What stands where matters in aligned faces (Chen et al., "MobileFaceNets", CCBR 2018). ValueError for another size.
+    """
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((channels, height, width), 1 / (height * width)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1:] != self.weight.shape:  # it would broadcast
+            raise ValueError(
+                f"netG.size: with the weighted pool all images have that size; this one left {tuple(x.shape[1:])} "
+                f"instead of {tuple(self.weight.shape)} to the pool"
+            )
+        return (x * self.weight).sum(dim=(2, 3))
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with batch norm and a shortcut (He et al., CVPR 2016); (B, C, H, W) -> (B, C', H/s, W/s).
 

@@ -1,11 +1,13 @@
 """A small ResNet for 48x48 grey faces."""
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn as nn
 
-from models.network_blocks import ResidualBlock
+from models.network_blocks import MeanPool, ResidualBlock, WeightedPool
 
 
 class FerResNet(nn.Module):
@@ -13,8 +15,9 @@ class FerResNet(nn.Module):
 
     stem_stride: 2 halves the image at once, which makes a step much cheaper. widths: channels of each stage;
     each stage after the first halves the image. depths: blocks in each stage. dropout: probability before the
-    classifier. squeeze: reduction of the squeeze-and-excitation in each block; 0: none. The default has 326k parameters
-    (1.3 MB).
+    classifier. squeeze: reduction of the squeeze-and-excitation in each block; 0: none. pool: "mean" over the pixels of
+    the last stage, or "weighted", a learned sum, for images of size x size pixels alone. The default has 326k
+    parameters (1.3 MB).
     """
 
     def __init__(
@@ -26,6 +29,8 @@ class FerResNet(nn.Module):
         depths: Sequence[int] = (2, 1, 1),
         dropout: float = 0.0,
         squeeze: int = 0,
+        pool: Literal["mean", "weighted"] = "mean",
+        size: int = 48,
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
@@ -34,6 +39,8 @@ class FerResNet(nn.Module):
             raise ValueError(f"netG.depths: {list(depths)} must be positive, one for each of the widths {list(widths)}")
         if squeeze < 0:
             raise ValueError(f"netG.squeeze: {squeeze} must be 0 (none) or a positive reduction, such as 4")
+        if size < 1:
+            raise ValueError(f"netG.size: {size} pixels must be positive")
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, stem_stride, 1, bias=False),
             nn.BatchNorm2d(widths[0]),
@@ -45,9 +52,10 @@ class FerResNet(nn.Module):
                 blocks.append(ResidualBlock(channels, width, 2 if stage and number == 0 else 1, squeeze))
                 channels = width
         self.body = nn.Sequential(*blocks)
+        left = math.ceil(size / (stem_stride * 2 ** (len(widths) - 1)))
+        self.pool = WeightedPool(channels, left, left) if pool == "weighted" else MeanPool()
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.body(self.stem(x))
-        return self.head(self.dropout(features.mean(dim=(2, 3))))
+        return self.head(self.dropout(self.pool(self.body(self.stem(x)))))

@@ -164,6 +164,29 @@ def test_fer_vgg_without_hidden_layers_classifies_the_mean() -> None:
         torch.testing.assert_close(net(images), expected)
 
 
+@pytest.mark.parametrize(("name", "arguments"), [("fer_resnet", {}), ("fer_vgg", {"hidden": 0})])
+def test_the_weighted_pool_begins_as_the_mean_and_weighs_each_pixel(name: str, arguments: dict[str, Any]) -> None:
+    net = built(name, pool="weighted", size=44, **arguments).eval()
+    mean = built(name, pool="mean", **arguments).eval()
+    mean.load_state_dict({key: value for key, value in net.state_dict().items() if key != "pool.weight"})
+    images = faces(3, size=44)
+    torch.testing.assert_close(net(images), mean(images))
+    nn.init.normal_(net.pool.weight)
+    features = net.body(net.stem(images)) if name == "fer_resnet" else net.body(images)
+    summed = torch.einsum("bchw,chw->bc", features, net.pool.weight)
+    head = net.head if name == "fer_resnet" else net.head[1]
+    torch.testing.assert_close(net(images), summed @ head.weight.T + head.bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [8, 47, 64])
+def test_the_weighted_pool_refuses_another_size(size: int) -> None:
+    """Also 8 pixels, of which one is left, that would be taken for all."""
+    net = built("fer_resnet", stem_stride=1, widths=(8, 8, 8, 8), depths=(1, 1, 1, 1), pool="weighted", size=40)
+    assert net(faces(2, size=40)).shape == (2, 7)
+    with pytest.raises(ValueError, match=r"netG\.size: .* instead of \(8, 5, 5\)"):
+        net(faces(2, size=size))
+
+
 def test_squeeze_excitation_by_hand() -> None:
     block = SqueezeExcitation(8, reduction=2)
     x = torch.randn(2, 8, 5, 3)
@@ -203,7 +226,10 @@ def test_fer_vgg_takes_the_size_it_was_built_for() -> None:
         ("fer_resnet", {"widths": [8, -4], "depths": [1, 1]}, "netG.widths"),
         ("fer_resnet", {"dropout": 1.5}, "dropout"),
         ("fer_resnet", {"squeeze": -1}, "netG.squeeze: -1"),
+        ("fer_resnet", {"size": 0}, "netG.size: 0"),
         ("fer_vgg", {"hidden": -1}, "netG.hidden: -1"),
+        ("fer_vgg", {"hidden": 8, "pool": "weighted"}, "netG.pool: 'weighted' needs netG.hidden 0"),
+        ("fer_resnet", {"pool": "max"}, 'pool: "max" is not allowed: must be "mean" or "weighted"'),
         ("fer_vgg", {"widths": [4] * 6}, "netG.size"),
         ("fer_vgg", {"size": 2}, "netG.size"),
         ("fer_vgg", {"widths": [4, 0]}, "netG.widths"),
