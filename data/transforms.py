@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from data.upload import upload
 from utils.utils_error import UserError
-from utils.utils_seed import uniform
+from utils.utils_seed import seed_of, uniform
 from utils.utils_table import Table
 
 Batch = dict[str, Any]
@@ -33,6 +33,7 @@ class Transform(Protocol):
 class RandomAffine:
     """Flip, rotation, scale and shift as one bilinear resampling; the border is repeated outwards.
 
+    It changes images alone; targets that have places in them, (B, J, D) or (B, C, H, W), are a UserError.
     flip: probability of a horizontal flip. rotation: up to +- so many degrees. scale: up to x or / (1 + scale).
     shift: up to +- this fraction of the width and height.
     """
@@ -48,7 +49,14 @@ class RandomAffine:
         self.flip, self.rotation, self.scale, self.shift = flip, math.radians(rotation), math.log1p(scale), shift
 
     def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
-        images = batch["input"]
+        if batch["target"].ndim > 2:
+            raise UserError(
+                f"random_affine: targets {tuple(batch['target'].shape)} would stay where they are while the images "
+                "move; use random_affine_joints for joints, or remove it"
+            )
+        return {**batch, "input": self._moved(batch["input"], positions, seed)}
+
+    def _moved(self, images: torch.Tensor, positions: Positions, seed: int) -> torch.Tensor:
         mirror, angle, zoom, shift_x, shift_y = self._draw(positions, seed)
         cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
         # The grid spans [-1, 1], twice the fraction of the image.
@@ -56,8 +64,7 @@ class RandomAffine:
         aspect = images.shape[-1] / images.shape[-2]
         matrix = np.stack([cos * mirror, -sin / aspect, shift_x, sin * aspect * mirror, cos, shift_y])
         grid = _affine_grid(_to(matrix, images.device), images.shape[-2], images.shape[-1])
-        moved = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return {**batch, "input": moved}
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
     def _draw(self, positions: Positions, seed: int) -> tuple[npt.NDArray[Any], ...]:
         """(B,) each: 1 or -1 for a flip, radians, zoom, and the shifts as fractions, from the result to the source."""
@@ -93,7 +100,8 @@ class RandomAffineJoints(RandomAffine):
         a, b, c, d = _to(turn, joints.device)[:, :, None]
         x, y, z = joints.unbind(-1)
         return {
-            **super().__call__(batch, positions, seed),
+            **batch,
+            "input": self._moved(batch["input"], positions, seed),
             "target": torch.stack([a * x + b * y, c * x + d * y, z], -1),
         }
 
@@ -189,6 +197,12 @@ class Normalize:
 
     def __call__(self, batch: Batch, _positions: Positions, _seed: int) -> Batch:
         images = batch["input"]
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, images.shape[1]):  # it would broadcast, or not fit
+                raise UserError(
+                    f"normalize.{name}: {len(values)} values for images of {images.shape[1]} channels; give one "
+                    "number, or one for each channel"
+                )
         self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
         return {**batch, "input": (images - self.mean).div_(self.std)}
 
@@ -196,7 +210,7 @@ class Normalize:
 class Mixup:
     """Mix each sample with its neighbour in the stream (Zhang et al., ICLR 2018); the shuffle makes that a random one.
 
-    alpha in (0, 1]: the weight is drawn from Beta(alpha, alpha). Class ids become soft targets (B, num_classes);
+    alpha in [0.001, 1]: the weight is drawn from Beta(alpha, alpha). Class ids become soft targets (B, num_classes);
     other targets are mixed as they are. Positions 2k and 2k + 1 are partners, so each rank needs an even share.
     """
 
@@ -204,8 +218,7 @@ class Mixup:
     _ROUNDS = (4, 32)  # few do for nearly every batch, and give the numbers that many give
 
     def __init__(self, alpha: float, num_classes: int | None = None) -> None:
-        if not 0 < alpha <= 1:
-            raise UserError(f"mixup.alpha: {alpha} is not allowed; it must be greater than 0 and at most 1")
+        _check_range("mixup.alpha", alpha, 0.001, 1)  # below, powers of draws underflow; without mixup, remove it
         self.alpha, self.num_classes = alpha, num_classes
 
     def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
@@ -251,16 +264,22 @@ TRANSFORMS = Table(
 
 
 class Pipeline:
-    """uint8 images (the input; in restoration the target too) to [0, 1], then the option file's transforms in order."""
+    """uint8 images (the input; in restoration the target too) to [0, 1], then the option file's transforms in order.
+
+    A transform that stands there a second time draws other numbers.
+    """
 
     def __init__(self, transforms: Sequence[Transform], seed: int) -> None:
-        self._transforms, self._seed = transforms, seed
+        self._steps: list[tuple[Transform, int]] = []
+        for number, each in enumerate(transforms):
+            alike = sum(type(other) is type(each) for other in transforms[:number])
+            self._steps.append((each, seed_of(seed, "again", alike) if alike else seed))
 
     def __call__(self, batch: Batch, positions: Positions) -> Batch:
         images = {key: batch[key].float().div_(255) for key in ("input", "target") if batch[key].dtype == torch.uint8}
         batch = {**batch, **images}
-        for transform in self._transforms:
-            batch = transform(batch, positions, self._seed)
+        for transform, seed in self._steps:
+            batch = transform(batch, positions, seed)
         return batch
 
 

@@ -29,10 +29,13 @@ class CharbonnierLoss(nn.Module):
     """mean sqrt((output - target)^2 + eps^2), a smooth L1 (Charbonnier et al., ICIP 1994)."""
 
     def __init__(self, eps: float = 1e-3) -> None:
+        if not eps > 0:
+            raise UserError(f"train.G_lossfn_args.eps: {eps} is not allowed; it must be greater than 0")
         super().__init__()
         self.eps = eps
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        _check_shapes("charbonnier", output, target)
         return torch.sqrt((output - target).square() + self.eps**2).mean()
 
 
@@ -44,6 +47,7 @@ class L1Loss(nn.L1Loss):
         self.mean = JointMean(joint_weights)
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        _check_shapes("l1", output, target)
         return self.mean(super().forward(output, target))
 
 
@@ -52,6 +56,10 @@ class L2Loss(nn.MSELoss):
 
     def __init__(self) -> None:  # torch's own arguments are not for option files
         super().__init__()
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        _check_shapes("l2", output, target)
+        return super().forward(output, target)
 
 
 class SmoothL1Loss(nn.SmoothL1Loss):
@@ -62,6 +70,7 @@ class SmoothL1Loss(nn.SmoothL1Loss):
         self.mean = JointMean(joint_weights)
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        _check_shapes("smooth_l1", output, target)
         return self.mean(super().forward(output, target))
 
 
@@ -73,8 +82,7 @@ class MPJPELoss(nn.Module):
         self.mean = JointMean(joint_weights)
 
     def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if output.shape != target.shape:  # subtraction would broadcast
-            raise ValueError(f"mpjpe compares {tuple(output.shape)} with {tuple(target.shape)}; both must be the same")
+        _check_shapes("mpjpe", output, target)
         return self.mean(torch.linalg.vector_norm(output - target, dim=-1))
 
 
@@ -103,6 +111,11 @@ class JointMean(nn.Module):
             )
         of_joints = losses.transpose(0, 1).flatten(1).mean(dim=1)
         return (of_joints * self.weights).sum() / self.weights.sum()
+
+
+def _check_shapes(loss: str, output: torch.Tensor, target: torch.Tensor) -> None:
+    if output.shape != target.shape:  # subtraction would broadcast
+        raise ValueError(f"{loss} compares {tuple(output.shape)} with {tuple(target.shape)}; both must be the same")
 
 
 def _are_weights(values: Sequence[float]) -> bool:

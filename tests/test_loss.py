@@ -1,5 +1,6 @@
 """Every loss against its formula in NumPy."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -131,9 +132,18 @@ def test_weights_for_other_joints_are_refused(name: str, shape: tuple[int, ...])
         lossfn(torch.zeros(shape), torch.zeros(shape))
 
 
-def test_mpjpe_does_not_broadcast() -> None:
-    with pytest.raises(ValueError, match=r"\(2, 21, 3\) with \(2, 1, 3\)"):
-        LOSSES.build("mpjpe", {})(torch.zeros(2, 21, 3), torch.zeros(2, 1, 3))
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"cross_entropy"}))
+def test_no_loss_broadcasts(name: str) -> None:
+    for of_output, of_target in (((2, 21, 3), (2, 1, 3)), ((4, 1), (4,)), ((7, 7), (7,))):
+        with pytest.raises(ValueError, match=re.escape(f"{name} compares {of_output} with {of_target}")):
+            LOSSES.build(name, {})(torch.zeros(of_output), torch.zeros(of_target))
+
+
+@pytest.mark.parametrize("eps", [0, -1e-3])
+def test_charbonnier_without_eps_is_refused(eps: float) -> None:
+    """Where the output is perfect, its gradient would be 0 / 0."""
+    with pytest.raises(UserError, match=r"train\.G_lossfn_args\.eps: .* greater than 0"):
+        LOSSES.build("charbonnier", {"eps": eps})
 
 
 def test_weights_are_no_part_of_a_checkpoint() -> None:

@@ -1,6 +1,7 @@
 """Batched transforms: what a sample gets depends on (seed, position) alone, and is what the option says."""
 
 import math
+import re
 from typing import Any
 
 import cv2
@@ -369,6 +370,15 @@ def test_targets_that_are_no_joints_are_refused() -> None:
             RandomAffineJoints()({**batch_of(images(4)), "target": target}, np.arange(4), SEED)
 
 
+@pytest.mark.parametrize("shape", [(4, 21, 3), (4, 1, 12, 12)])
+def test_targets_with_places_do_not_stay_behind(shape: tuple[int, ...]) -> None:
+    """Joints and images to restore; class ids, mixed ones and vectors have no places."""
+    with pytest.raises(UserError, match=r"random_affine: targets .* use random_affine_joints"):
+        RandomAffine()({**batch_of(images(4)), "target": torch.zeros(shape)}, np.arange(4), SEED)
+    for allowed in (torch.zeros(4, 7), torch.zeros(4)):
+        RandomAffine()({**batch_of(images(4)), "target": allowed}, np.arange(4), SEED)
+
+
 # Colour.
 
 
@@ -510,6 +520,27 @@ def test_normalize_by_nothing_is_refused(std: Any) -> None:
         Normalize(0.5, std)
 
 
+@pytest.mark.parametrize(("channels", "mean", "std", "named"), [
+    (1, 0.5, [0.2, 0.3, 0.4], "normalize.std: 3 values for images of 1 channels"),
+    (3, [0.5, 0.4], 0.2, "normalize.mean: 2 values for images of 3 channels"),
+    (1, [0.5, 0.4, 0.3], 0.2, "normalize.mean: 3 values for images of 1 channels"),
+])  # fmt: skip
+def test_normalize_for_other_channels_is_refused(channels: int, mean: Any, std: Any, named: str) -> None:
+    with pytest.raises(UserError, match=re.escape(named)):
+        apply(Normalize(mean, std), images(2, channels))
+
+
+def test_a_transform_that_stands_twice_draws_twice() -> None:
+    """Two flips of half of the images leave half of them; with the same draws they would leave all."""
+    inputs, positions = same_image(400), np.arange(400)
+    flip = RandomAffine(flip=0.5)
+    once, twice = (Pipeline([flip] * n, SEED)(batch_of(inputs), positions)["input"] for n in (1, 2))
+    assert torch.equal(once, flip(batch_of(inputs), positions, SEED)["input"])
+    assert 150 < int(((twice - inputs).abs().amax(dim=(1, 2, 3)) > 1e-3).sum()) < 250
+    again = Pipeline([flip, Normalize(0, 1), flip], SEED)(batch_of(inputs), positions)["input"]
+    assert torch.equal(again, twice), "others in between do not matter"
+
+
 def test_pipeline_scales_bytes_and_keeps_the_order() -> None:
     raw = batch_of(torch.arange(16, dtype=torch.uint8).reshape(4, 1, 2, 2) * 17)
     pipeline = Pipeline([Normalize(1.0, 1.0), Normalize(0.0, 2.0)], 0)
@@ -607,6 +638,7 @@ def test_mixup_of_ids_without_class_names_is_refused() -> None:
         ("random_erasing", {"area": [0.3, 1.1]}, "random_erasing.area[1]: 1.1"),
         ("random_erasing", {"aspect": 0.5}, "random_erasing.aspect: 0.5"),
         ("mixup", {"alpha": 0}, "mixup.alpha: 0"),
+        ("mixup", {"alpha": 1e-4}, "mixup.alpha: 0.0001"),
         ("mixup", {"alpha": 1.5}, "mixup.alpha: 1.5"),
         ("mixup", {}, "alpha"),
         ("normalize", {"mean": 0.5}, "std"),
