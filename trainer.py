@@ -14,7 +14,7 @@ import torch
 from data.loaders import define_test_loaders, define_train_loader, without_random
 from data.select_dataset import DataSource, synthetic_notice
 from data.train_stream import TrainStream
-from models.evaluate import evaluate
+from models.evaluate import evaluate, probe
 from models.learning_rate import learning_rate
 from models.loss_meter import NonFiniteLossError
 from models.model_plain import Batch, enabled_parts
@@ -51,7 +51,11 @@ class Trainer:
         self._resume = experiment.find_resume_point(enabled_parts(opt.train))
         manifest = self._resume.manifest if self._resume else None
         self.start_iter = self._resume.iteration if self._resume else 0
-        self.progress = Progress(**manifest.progress) if manifest else Progress()
+        saved = self.progress = Progress(**manifest.progress) if manifest else Progress()
+        if "test" in sources:
+            judge = f"{opt.val.best_mode} {opt.val.best_metric} of {sources['test'].dataset.fingerprint}"
+            self.progress = saved.now_judged_by(judge)
+        self._is_judged_anew = self.progress.best_iter != saved.best_iter
         self._seed = self._choose_seed(opt)
         train = sources["train"]
         check_num_classes(opt.netG, train.class_names)
@@ -101,11 +105,17 @@ class Trainer:
             self._loader = itertools.chain([first], self._loader)  # only looked at here: it is trained on in its turn
             self.model.probe(micro_batches[0])
             self.model.rebuild_buckets(micro_batches)
+            self._probe_tests()
         self.model.load(self._resume)
         self.model.num_skipped_in_a_row = self.progress.num_skipped_in_a_row
         self.model.losses.sum, self.model.losses.count = self.progress.loss_sum, self.progress.num_losses
         self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
+        if self._is_judged_anew and self._has_work:
+            logger.warning(
+                "The metric or the data that selects the best model has changed: it is chosen anew from here."
+            )
+            self._experiment.set_aside_model("best_model.pth", "was the best by another metric or on other test data")
         self._experiment.save_options()
         log = self._experiment.log
         log.start(self.start_iter, self.total_iter)
@@ -136,10 +146,9 @@ class Trainer:
         shown: TestOutputs | None = None
         for name, loader in self._test_loaders.items():
             start = time.perf_counter()
-            classes = self._sources[name].class_names
             outputs = TestOutputs() if self._pictures and name == "test" else None
             result = evaluate(
-                self.model, loader, self.opt.val.metrics, len(classes) or None, self._stop.agreed,
+                self.model, loader, self.opt.val.metrics, self._sources[name].num_classes, self._stop.agreed,
                 outputs.add if outputs else None,
             )  # fmt: skip
             if result is None:
@@ -199,6 +208,15 @@ class Trainer:
     @property
     def _has_work(self) -> bool:
         return self.start_iter < self.total_iter and not self.is_out_of_patience
+
+    def _probe_tests(self) -> None:
+        """Look at every test before hours of training lead to the first one."""
+        for name, loader in self._test_loaders.items():
+            try:
+                if (batch := loader.first(2)) is not None:
+                    probe(self.model, batch, self.opt.val.metrics, self._sources[name].num_classes)
+            except UserError as error:
+                raise type(error)(f"datasets.{name}: {error}") from error
 
     def _final_model_iter(self) -> int | None:
         try:

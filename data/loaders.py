@@ -69,6 +69,17 @@ class TestLoader:
             yield {**self._pipeline(batch, samples), "index": samples}
         yield from [None] * (self.num_rounds - len(drawn))
 
+    def first(self, num: int) -> Batch | None:
+        """The first samples of this rank's share, without any worker; None if it has none."""
+        samples = self._samples[:num]
+        if not len(samples):
+            return None
+        try:
+            raw = torch.utils.data.default_collate([self.source.dataset[int(sample)] for sample in samples])
+        except UserError as error:
+            raise SampleError(str(error)) from error
+        return {**self._pipeline(_on_device(raw, self._dist.device), samples), "index": samples}
+
 
 def define_test_loaders(sources: Mapping[str, DataSource], dist: Dist) -> dict[str, TestLoader]:
     """A loader for each test data set, "test" (which selects the best model) first."""
@@ -141,11 +152,15 @@ def _fetch_streamed(source: DataSource, drawn: Iterable[Indices], dist: Dist) ->
         ignore_ended_children()
     try:
         for batch in batches:
-            yield {
-                key: value.to(dist.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-            }
+            yield _on_device(batch, dist.device)
     except UserError as error:  # a worker's comes with its traceback, as text
         raise SampleError(str(error).rpartition(f"{UserError.__name__}: ")[2].rstrip()) from None
     except (ConnectionError, EOFError) as error:  # a worker that was killed while it handed over a batch
         raise RuntimeError(f"datasets.{source.name}: a DataLoader worker exited unexpectedly ({error})") from error
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for key, value in batch.items()
+    }

@@ -79,6 +79,11 @@ class DataSource:
         return tuple(getattr(self.dataset, "class_names", ()))
 
     @property
+    def num_classes(self) -> int | None:
+        """None where targets are no classes."""
+        return len(self.class_names) or None
+
+    @property
     def value_names(self) -> tuple[str, ...]:
         """What the values of a metric with many stand for: classes or joints; empty if neither has names."""
         return self.class_names or tuple(getattr(self.dataset, "joint_names", ()))

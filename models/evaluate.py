@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from models.model_plain import Batch, ModelPlain
+from utils.utils_error import UserError
 from utils.utils_metric_sums import Metric
 from utils.utils_metrics import METRICS, MetricValue
 
@@ -24,9 +25,7 @@ def evaluate(
     `observe` is given each batch of this rank, its output and its target. `predict` stands in for `model.test`.
     """
     model.sync_buffers()
-    built: dict[str, Metric] = {
-        name: METRICS.build(name, {}, num_classes=num_classes).to(model.device) for name in metrics
-    }
+    built = _build(metrics, num_classes, model.device)
     loss_sum, num_samples = torch.zeros((), dtype=torch.float64, device=model.device), 0
     for batch in loader:
         if should_stop():
@@ -46,3 +45,24 @@ def evaluate(
         value = metric.compute(model.dist.sum)
         result[name] = value.item() if value.ndim == 0 else value.tolist()
     return result
+
+
+def probe(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_classes: int | None = None) -> None:
+    """Send a few samples of a test through network, loss and metrics; UserError if they do not fit each other."""
+    try:
+        output = model.test(batch)
+        model.test_loss(output)
+        for metric in _build(metrics, num_classes, model.device).values():
+            metric.update(output, model.target)
+            metric.compute()
+    except UserError:
+        raise
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise UserError(
+            f"its samples do not fit netG ({model.opt.netG.net_type}), {model.opt.train.G_lossfn_type} or val.metrics: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+
+
+def _build(metrics: Sequence[str], num_classes: int | None, device: torch.device) -> dict[str, Metric]:
+    return {name: METRICS.build(name, {}, num_classes=num_classes).to(device) for name in metrics}

@@ -15,7 +15,7 @@ import pytest
 from data.dataset_freihand import FreiHand
 from data.train_stream import TrainStream
 from tests.freihand_files import write_freihand
-from tests.helpers import changed, free_port, write_options
+from tests.helpers import changed, free_port, tiny_csv, write_options
 from tests.run_helpers import (
     PROJECT,
     Accident,
@@ -64,6 +64,63 @@ def test_a_wrong_option_is_2_and_one_message(new_run: NewRun, override: str, nam
     assert ended.status == 2
     assert named in ended.output
     assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (['val.metrics=["mpjpe"]'], "datasets.test: pose metrics compare joints"),
+        (
+            ["train.G_lossfn_type=l2", "train.G_lossfn_args={}"],
+            "datasets.test: its samples do not fit netG (fer_resnet), l2",
+        ),
+        (
+            ['datasets.test.transforms=[{"type":"normalize","mean":0.5,"std":[1,2,3]}]'],
+            "datasets.test: normalize.std: 3",
+        ),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry_run"]])
+def test_a_test_that_cannot_be_made_is_refused_before_the_first_iteration(
+    new_run: NewRun, overrides: list[str], named: str, more: list[str]
+) -> None:
+    """Mixed targets fit what class ids do not: in training all is well."""
+    run = new_run()
+    ended = run.launch(*(argument for each in overrides for argument in ("--set", each)), *more)
+    assert ended.status == 2
+    assert named in ended.output
+    assert "Traceback" not in ended.output
+    assert "iter:" not in ended.output
+
+
+def test_what_selects_the_best_model_may_change(new_run: NewRun, tmp_path: Path) -> None:
+    """The weights are those of an undisturbed run; the best model so far is set aside, not compared with."""
+    csv = Path(tiny_csv(tmp_path / "own"))
+    options = {
+        "datasets__train__dataroot": str(csv),
+        "train__checkpoint_test": 2,
+        "train__G_scheduler_type": "Constant",
+    }
+    run, straight = new_run(**options), new_run("straight", **options)
+    stop = ("--set", "train.total_iter=4")
+    assert straight.launch("--set", "train.total_iter=8").status == 0
+    assert run.launch(*stop).status == 0
+    first = run.model("best_model.pth")["iter"]
+    lines = csv.read_text().splitlines()
+    of_test = [i for i, line in enumerate(lines) if line.endswith("PublicTest")]
+    lines[of_test[0]] = f"{(int(lines[of_test[0]][0]) + 1) % 7}{lines[of_test[0]][1:]}"
+    csv.write_text("\n".join([*lines, ""]))
+    ended = run.launch("--set", "train.total_iter=6")
+    assert ended.status == 0
+    assert "EXACT" in ended.output
+    assert "it is chosen anew from here" in ended.output
+    quarantined = run.model("quarantine/best_model.pth")
+    assert quarantined["iter"] == first
+    assert run.manifest(6)["progress"]["best_iter"] == 6
+    ended = run.launch("--set", "train.total_iter=8")
+    assert "chosen anew" not in ended.output
+    assert run.manifest(8)["progress"]["best_iter"] in (6, 8)
+    assert run.hashes(8) == straight.hashes(8)
 
 
 def test_several_mistakes_are_said_at_once(new_run: NewRun) -> None:

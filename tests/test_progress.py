@@ -48,7 +48,18 @@ def test_best_value_and_patience(
         "num_skipped_in_a_row": 0,
         "loss_sum": 0.0,
         "num_losses": 0,
+        "judged_by": "",
     }
+
+
+def test_another_judge_forgets_the_best_and_patience() -> None:
+    before = dataclasses.replace(after([0.5, 0.4], "max"), loss_sum=1.5)
+    first = before.now_judged_by("max accuracy of faces")
+    assert dataclasses.replace(first, judged_by="") == before, "older manifests do not say who judged"
+    assert first.now_judged_by("max accuracy of faces") == first
+    other = first.now_judged_by("max accuracy of other faces")
+    assert (other.best_value, other.best_iter, other.num_tests_without_improvement) == (None, 0, 0)
+    assert (other.last_test_iter, other.loss_sum) == (20, 1.5)
 
 
 def test_only_the_best_test_is_best() -> None:

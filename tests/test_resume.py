@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from data.dataset_fer2013 import Fer2013
 from tests.helpers import NORMALIZE, tiny_csv
 from tests.run_helpers import (
     DEADLINE,
@@ -380,6 +381,7 @@ def test_the_best_model_is_that_of_the_best_test(early: tuple[Run, int]) -> None
     best = max(rows, key=lambda iteration: (float(rows[iteration]["accuracy"]), -iteration))
     assert run.model("best_model.pth")["iter"] == best
     assert run.model("best_model.pth")["metrics"]["accuracy"] == float(rows[best]["accuracy"])
+    tested = Fer2013(run.options["datasets"]["train"]["dataroot"], "PublicTest")
     assert run.manifest(last)["progress"] == {
         "best_value": float(rows[best]["accuracy"]),
         "best_iter": best,
@@ -388,6 +390,7 @@ def test_the_best_model_is_that_of_the_best_test(early: tuple[Run, int]) -> None
         "num_skipped_in_a_row": 0,
         "loss_sum": 0.0,
         "num_losses": 0,
+        "judged_by": f"max accuracy of {tested.fingerprint}",
     }
 
 

@@ -156,6 +156,11 @@ class Experiment:
         if self._dist.is_main:
             self._writer.save(name, content, lambda copied: write_model(self.models / name, copied))
 
+    def set_aside_model(self, name: str, reason: str) -> None:
+        """Move models/<name> to quarantine/, if it is there."""
+        if self._dist.is_main and not self.is_dry_run:
+            self._checkpoints.set_aside(name, reason)
+
     def finish(self, state: str) -> None:
         """Wait for the saves; `state` (DONE or PREEMPTED) is what status.json will say at the end.
 

@@ -10,6 +10,7 @@ class Progress:
     """Best metric so far, the tests since, the steps skipped just now; saved in every manifest.
 
     best_iter and last_test_iter are 0 before the first test. loss_sum: of the num_losses iterations since that test.
+    judged_by: what the best value is of, metric and test data; "" if it is not known.
     """
 
     best_value: float | None = None
@@ -19,6 +20,15 @@ class Progress:
     num_skipped_in_a_row: int = 0
     loss_sum: float = 0.0
     num_losses: int = 0
+    judged_by: str = ""
+
+    def now_judged_by(self, judged_by: str) -> "Progress":
+        """Progress whose next tests are of `judged_by`; what was best and patience begin anew if that has changed."""
+        if self.judged_by in ("", judged_by):
+            return dataclasses.replace(self, judged_by=judged_by)
+        return dataclasses.replace(
+            self, judged_by=judged_by, best_value=None, best_iter=0, num_tests_without_improvement=0
+        )
 
     def after_test(self, current_iter: int, value: float, mode: Literal["max", "min"]) -> "Progress":
         """Progress after a test that gave `value`; NaN never improves."""
