@@ -77,6 +77,7 @@ class Trainer:
             "synthetic": train.synthetic_source,
         }
         self._machine_record = {**machine_record(self.opt, dist), **self.model.record()}
+        self.model.check_classes(train.class_names)
         self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
         self._augmented: torch.Tensor | None = None
         self._result: dict[str, MetricValue] = {}

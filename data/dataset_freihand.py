@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from utils.utils_error import UserError
 from utils.utils_file import sha256_of
+from utils.utils_image_file import decode_image
 
 Split = Literal["train", "val", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -191,7 +192,7 @@ def _read_image(path: Path, size: int) -> NDArray[np.uint8]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     # Not cv2.imread: it cannot open every path on Windows, and does not say why it fails.
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    image = decode_image(data, cv2.IMREAD_COLOR)
     if image is None:
         raise UserError(f"{path}: {'not an image, or damaged' if data else 'the file is empty'}; unpack FreiHAND again")
     if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):

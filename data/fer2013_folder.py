@@ -113,6 +113,8 @@ def read_face(path: Path) -> NDArray[np.uint8] | str:
     """(48, 48) grey values of an image of any size and kind, or the reason why it cannot be read."""
     import cv2  # only who has folders pays for it
 
+    from utils.utils_image_file import decode_image
+
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -120,7 +122,7 @@ def read_face(path: Path) -> NDArray[np.uint8] | str:
     if not data:
         return "the file is empty"
     # Not cv2.imread: it cannot open every path on Windows, and does not say why it fails.
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    image = decode_image(data, cv2.IMREAD_GRAYSCALE)
     if image is None:
         return "not an image, or damaged"
     if image.shape != (SIDE, SIDE):

@@ -15,7 +15,7 @@ from data.hand_canvas import IMAGE_SIZE, Surface, hand_cones, ray_cast
 from data.hand_photo import draw_light, draw_tints, green_screen, photograph, scene, shade
 from data.hand_skeleton import Vectors, draw_skeleton, turn_x, turn_y, turn_z
 from utils.utils_error import UserError
-from utils.utils_file import fsync_directory, temporary_path
+from utils.utils_file import fsync_directory, fsync_tree, temporary_path
 
 DRAWING_VERSION = 1  # raise it when a pixel or a joint changes: it is part of the folder's name
 PARTS = ("training", "evaluation")
@@ -87,10 +87,10 @@ def write_synthetic_hands(folder: Path, num_training: int = 1_500, num_evaluatio
     logger.info("drawing %s images of synthetic hands into %s", f"{num_images:,}", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed process that had this number
     try:
         for part, num_hands in zip(PARTS, (num_training, num_evaluation), strict=True):
             _write_part(temporary, part, num_hands, seed)
+        fsync_tree(temporary)
         temporary.rename(path)
     except OSError:
         if not path.is_dir():  # nobody else has written the same in the meantime

@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,17 @@ class ModelDistill(ModelPlain):
                 )
             probabilities.append(softmax(logits / self.opt.train.distill_temperature, dim=1))
         return torch.stack(probabilities).mean(dim=0)
+
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        if not class_names:
+            raise UserError("model: distill teaches classes, and the data set names none; use plain")
+        for path in self._teacher_files:
+            known = list(load_state(path).get("class_names", class_names))
+            if known != list(class_names):
+                raise UserError(
+                    f"path.pretrained_netT: {path} knows the classes {known}, and the data has {list(class_names)}; "
+                    "a teacher must know the same ones in the same order"
+                )
 
     def record(self) -> dict[str, Any]:
         _ = self.netT  # its errors say what is wrong with a file

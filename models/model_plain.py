@@ -86,6 +86,9 @@ class ModelPlain(ModelBase):
         loss: torch.Tensor = self.lossfn(output, self.target)
         return loss
 
+    def check_classes(self, class_names: Sequence[str]) -> None:
+        """UserError if the model cannot learn the data's classes (empty: it has none); this one can."""
+
     def record(self) -> dict[str, Any]:
         """What decides the bits of an update besides options, data and machine; a resume says if it has changed."""
         return {}

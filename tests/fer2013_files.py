@@ -1,6 +1,8 @@
 """FER2013 files for the tests, and what is common to them."""
 
 import logging
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,3 +66,9 @@ def forbid_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the CSV was parsed although there is a cache")
 
     monkeypatch.setattr("data.dataset_fer2013.read_csv", fail)
+
+
+def claiming(png: bytes, width: int, height: int) -> bytes:
+    """The PNG with another size in its header, whose checksum is right."""
+    header = png[12:16] + struct.pack(">II", width, height) + png[24:29]
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]

@@ -42,6 +42,7 @@ from trainer import Trainer
 from utils import utils_failpoint
 from utils.utils_checkpoint import CheckpointFolder, ResumePoint
 from utils.utils_failpoint import Failpoint
+from utils.utils_file import TEMPORARY_NAME
 from utils.utils_progress import Progress
 from utils.utils_snapshot import BackgroundWriter
 
@@ -151,7 +152,7 @@ def watch(happen: Callable[[Failpoint, Path], None]) -> None:
 
 def stem(path: Path) -> str:
     """A file's name, the same in every launch: without the time in it, and without what marks a temporary file."""
-    name = re.sub(r"^\.(.+)\.\d+\.tmp$", r"\1", path.name)
+    name = TEMPORARY_NAME.sub(r"\g<name>", path.name)
     return re.sub(r"_\d{6}_\d{6}(_\d+)?\.json$", ".json", name)
 
 

@@ -140,7 +140,7 @@ def test_files_are_synced_before_their_renames_and_the_manifest_comes_last(
 
     def recording_fsync(descriptor: int) -> None:
         name = Path(f"/proc/self/fd/{descriptor}").readlink().name
-        events.append(("fsync", name.removeprefix(".").removesuffix(f".{os.getpid()}.tmp")))
+        events.append(("fsync", TEMPORARY_NAME.sub(r"\g<name>", name)))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "replace", recording_replace)

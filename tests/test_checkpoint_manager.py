@@ -26,7 +26,7 @@ from tests.run_helpers import flip_bit, in_child, punch_hole, truncate
 from utils import checkpoint_manager
 from utils.checkpoint_manager import BEST_MODEL_NAME, EPOCH_CKPT_PREFIX, INTERRUPT_CKPT_NAME, CheckpointManager
 from utils.utils_error import UserError
-from utils.utils_file import TEMPORARY_NAME
+from utils.utils_file import TEMPORARY_NAME, temporary_path
 
 LOADED = "interrupt_checkpoint.loaded.pth"
 
@@ -320,7 +320,7 @@ def test_old_epochs_go_only_after_the_new_one_is_durable(tmp_path: Path, monkeyp
     manager = manager_with(tmp_path, 1, max_to_keep=1)
     events = recorded_events(monkeypatch)
     manager.save_epoch_checkpoint(state(2), 2)
-    temporary = f".{epoch_name(2)}.{os.getpid()}.tmp"
+    temporary = temporary_path(tmp_path / epoch_name(2)).name
     assert events == [
         ("fsync", temporary),
         ("rename", temporary, epoch_name(2)),
@@ -612,12 +612,13 @@ def test_only_own_temporaries_of_processes_that_are_gone_are_removed(tmp_path: P
         f".{name}.{gone}.tmp" for name in ("1000_G.pth", "train.log", "checkpoint_epoch_best.pth", ".best_model.pth")
     ]
     foreign += [f"{epoch_name(3)}.{gone}.tmp", f".{epoch_name(3)}.tmp", f".{epoch_name(3)}.{2**70}.tmp"]
-    for name in [*alive, *foreign, *(f".{name}.{gone}.tmp" for name in own)]:
+    alive += [f".{name}.{os.getpid()}-01ab.tmp" for name in own]
+    for name in [*alive, *foreign, *(f".{name}.{gone}{token}.tmp" for name in own for token in ("", "-01ab"))]:
         (tmp_path / name).write_bytes(b"torn")
     (tmp_path / f".{epoch_name(4)}.{gone}.tmp").mkdir()
     manager = CheckpointManager(tmp_path)
     assert manager.load_latest_checkpoint() is None
-    assert len(names(tmp_path)) == len(alive) + len(foreign) + len(own) + 1  # loading removes nothing
+    assert len(names(tmp_path)) == len(alive) + len(foreign) + 2 * len(own) + 1  # loading removes nothing
     manager.save_epoch_checkpoint(state(9), 9)
     assert names(tmp_path) == {*alive, *foreign, epoch_name(9), f".{epoch_name(4)}.{gone}.tmp"}
 
@@ -655,7 +656,7 @@ def test_the_interrupt_checkpoint_ends_in_the_rename_that_publishes_the_next_epo
     assert events == [("rename", INTERRUPT_CKPT_NAME, LOADED), ("fsync", tmp_path.name)]
     events.clear()
     manager.save_epoch_checkpoint(state(2), 2)
-    temporary = f".{epoch_name(2)}.{os.getpid()}.tmp"
+    temporary = temporary_path(tmp_path / epoch_name(2)).name
     assert events[0] == ("fsync", temporary)
     assert [event for event in events if event[0] != "fsync"] == [
         ("rename", LOADED, epoch_name(2)),

@@ -160,6 +160,17 @@ def test_bad_row_of_another_split_stops_too(tmp_path: Path) -> None:
     assert "row 3" in refusal(write_csv(tmp_path / "a.csv", [f"0,{GOOD},Training", f"8,{GOOD},PublicTest"]))
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_empty_lines_are_no_rows_at_the_end_alone(tmp_path: Path, ending: str) -> None:
+    path = Path(small_csv(tmp_path))
+    whole, text = Fer2013(str(path), "Training"), path.read_text()
+    path.write_text(text + 3 * ending, newline="")
+    assert len(Fer2013(str(path), "Training")) == len(whole)
+    lines = text.splitlines()
+    path.write_text("\n".join([*lines[:3], "", *lines[3:], ""]))
+    assert "row 4: emotion is empty" in refusal(tmp_path)
+
+
 def test_truncated_last_row(tmp_path: Path) -> None:
     path = Path(small_csv(tmp_path))
     path.write_bytes(path.read_bytes()[:-3000])

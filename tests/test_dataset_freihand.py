@@ -17,6 +17,7 @@ from data.dataset_freihand import JOINT_NAMES, VERSIONS, FreiHand
 from data.loaders import TestLoader, define_train_loader
 from data.select_dataset import DATASETS, DataSource, ResidentDataset
 from data.train_stream import TrainStream
+from tests.fer2013_files import claiming
 from tests.freihand_files import SIDE, annotations, tone, write_freihand, write_image
 from tests.helpers import ONE_RANK, net_options, validated
 from utils.utils_error import UserError
@@ -359,7 +360,12 @@ def test_missing_images_are_named_and_counted(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "the file is empty"), (b"no picture", "not an image, or damaged"), (None, "cannot be read: ")],
+    [
+        (b"", "the file is empty"),
+        (b"no picture", "not an image, or damaged"),
+        (claiming(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes(), 60_000, 60_000), "not an image"),
+        (None, "cannot be read: "),
+    ],
 )
 def test_an_unreadable_image_is_named_with_the_reason(copy: Path, content: bytes | None, reason: str) -> None:
     dataset, path = open_all(copy), copy / "training/rgb/00000000.jpg"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from data import fer2013_folder
 from data.dataset_fer2013 import EMOTIONS, Fer2013
-from tests.fer2013_files import random_faces, refusal, row_of, user_cache, write_csv
+from tests.fer2013_files import claiming, random_faces, refusal, row_of, user_cache, write_csv
 
 __all__ = ["user_cache"]  # a fixture
 
@@ -100,14 +100,16 @@ def test_unreadable_images_are_named_ten_at_once(tmp_path: Path) -> None:
     (sad / "a_empty.png").touch()
     (sad / "b_half.png").write_bytes(content[: len(content) // 2])
     (sad / "c_link.png").symlink_to("nowhere.png")
-    for i in range(9):
+    (sad / "d_huge.png").write_bytes(claiming(content, 60_000, 60_000))
+    for i in range(8):
         (sad / f"d_text{i}.jpg").write_text("no image")
     lines = refusal(tmp_path).splitlines()
     assert lines[0] == f"{tmp_path}: 12 unreadable images"
     assert lines[1] == "  train/sad/a_empty.png: the file is empty"
     assert lines[2] == "  train/sad/b_half.png: not an image, or damaged"
     assert lines[3] == "  train/sad/c_link.png: No such file or directory"
-    assert lines[10] == "  train/sad/d_text6.jpg: not an image, or damaged"
+    assert lines[4] == "  train/sad/d_huge.png: not an image, or damaged"
+    assert lines[10] == "  train/sad/d_text5.jpg: not an image, or damaged"
     assert lines[11] == "  ... and 2 more"
 
 

@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -59,6 +61,20 @@ def test_temporary_names_are_hidden_recognised_and_beside_their_file(tmp_path: P
     assert TEMPORARY_NAME.fullmatch(path.name)
     assert path.name.startswith(".")
     assert not TEMPORARY_NAME.fullmatch("8_G.pth")
+
+
+def test_temporary_names_differ_between_processes_of_one_number() -> None:
+    """In two containers that share a cache, both writers may be process 1."""
+    code = (
+        "import os; os.getpid = lambda: 1\n"
+        "from pathlib import Path; from utils.utils_file import temporary_path; print(temporary_path(Path('x')))"
+    )
+    said = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    first, second = (TEMPORARY_NAME.fullmatch(each.stdout.strip()) for each in said)
+    assert first
+    assert second
+    assert first[0] != second[0]
+    assert (first["name"], first["pid"]) == (second["name"], second["pid"]) == ("x", "1")
 
 
 def test_hash_is_that_of_hashlib(tmp_path: Path) -> None:

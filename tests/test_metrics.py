@@ -167,6 +167,12 @@ def test_evaluation_by_hand(on_one_rank: dict[str, Any], size: int) -> None:
         assert np.array(result[name]) == pytest.approx(expected(name, truth, found), abs=1e-6), name
 
 
+def test_counts_keep_their_precision() -> None:
+    metric = METRICS.build("accuracy", {}, num_classes=2)
+    metric.update(torch.tensor([[1.0, 0.0]] * 5), torch.tensor([0, 0, 0, 1, 1]))
+    assert metric.compute().item() == 0.6
+
+
 def test_evaluation_can_be_cut_off() -> None:
     asked = iter([0, 0, 15])
     loader, model = evaluate_on_ranks.loader(evaluate_on_ranks.source(13)), evaluate_on_ranks.model()

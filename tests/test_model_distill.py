@@ -149,6 +149,15 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
         model.optimize_parameters([class_batch(1)], 1)
 
 
+def test_the_classes_must_be_the_same_in_the_same_order(teacher: Path) -> None:
+    torch.save({**torch.load(teacher), "class_names": list("abcdefg")}, teacher)
+    distilled(teacher).check_classes(tuple("abcdefg"))
+    with pytest.raises(UserError, match=r"knows the classes \['a', .*, and the data has \['b', 'a'"):
+        distilled(teacher).check_classes(tuple("bacdefg"))
+    with pytest.raises(UserError, match="the data set names none"):
+        distilled(teacher).check_classes(())
+
+
 @pytest.fixture
 def run(new_run: NewRun, teacher: Path) -> Run:
     return distilling(new_run, teacher)

@@ -315,6 +315,14 @@ def test_the_evaluator_by_hand() -> None:
     assert evaluator.get_metrics_dict() == {"mpjpe": 1.0, "joint_error": [0, 3, 0]}
 
 
+def test_the_evaluator_takes_joints_as_an_array() -> None:
+    evaluator = Evaluator(2, keypoint_list=np.array([0, 2]))  # type: ignore[arg-type]
+    output = torch.zeros(2, 3, 3)
+    output[:, 1:, 0] = torch.tensor([100.0, 8.0])
+    evaluator(output, torch.zeros(2, 3, 3))
+    assert evaluator.get_metrics_dict()["mpjpe"] == 4
+
+
 def test_the_evaluator_against_scipy_in_uneven_batches() -> None:
     target, output = hands(11), moved(noisy(hands(11), 10))
     relative = [each - each[:, :1] for each in (output, target)]

@@ -90,6 +90,13 @@ def test_a_stopped_run_ends_like_an_uninterrupted_one(
         assert run.rows("train") == straight(1).rows("train")
 
 
+def test_the_logged_loss_is_the_mean_over_the_ranks(straight: Callable[[int], Run]) -> None:
+    """Their sum would be twice as much; batch norm of half a batch and dropout change it a little."""
+    one, two = (straight(num_ranks).rows("train") for num_ranks in (1, 2))
+    for iteration, row in one.items():
+        assert float(two[iteration]["G_loss"]) == pytest.approx(float(row["G_loss"]), rel=0.4)
+
+
 @pytest.mark.parametrize("num_ranks", [1, 2])
 def test_the_last_test_is_caught_up_on(straight: Callable[[int], Run], new_run: NewRun, num_ranks: int) -> None:
     run = new_run()

@@ -1,6 +1,7 @@
 """The generated hands: FreiHAND's layout, right hands that bend as hands do, drawn where their joints say."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -135,11 +136,31 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_a_killed_writer_left_is_no_data_set_and_in_nobodys_way(written: Path, tmp_path: Path) -> None:
-    left = synthetic_hands.temporary_path(tmp_path / written.name)
+    left = tmp_path / f".{written.name}.4711-0a1b.tmp"
     (left / "training/rgb").mkdir(parents=True)
     (left / "training/rgb/half.jpg").write_bytes(b"half")
     assert content(write_synthetic_hands(tmp_path, **FEW)) == content(written)
-    assert [path.name for path in tmp_path.iterdir()] == [written.name]
+    assert {path.name for path in tmp_path.iterdir()} == {written.name, left.name}
+
+
+def test_all_files_are_durable_before_the_folder_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recording_fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def checking_rename(path: Path, target: Path) -> Path:
+        assert {each.name for each in path.rglob("*")} <= set(synced)
+        assert path.name in synced
+        synced.append("renamed")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(Path, "rename", checking_rename)
+    write_synthetic_hands(tmp_path, **FEW)
+    assert synced.count("renamed") == 1
 
 
 def test_two_writers_at_once_end_with_one_whole_folder(

@@ -137,9 +137,11 @@ class CheckpointManager:
     def _remove_stale_temporaries(self) -> None:
         """Remove what a killed writer of this machine has left, and nothing of one that is alive."""
         for path in self.save_dir.iterdir():
-            name, _, pid = path.name.removeprefix(".").removesuffix(".tmp").rpartition(".")
+            if not (temporary := TEMPORARY_NAME.fullmatch(path.name)):
+                continue
+            name = temporary["name"]
             own = name in (BEST_MODEL_NAME, INTERRUPT_CKPT_NAME) or _EPOCH_NAME.fullmatch(name)
-            if own and TEMPORARY_NAME.fullmatch(path.name) and path.is_file() and not _is_alive(int(pid)):
+            if own and path.is_file() and not _is_alive(int(temporary["pid"])):
                 path.unlink(missing_ok=True)
 
     def _load(self, path: Path) -> dict[str, Any] | None:

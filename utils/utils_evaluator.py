@@ -31,14 +31,15 @@ class Evaluator:
     ) -> None:
         if dataset_length < 1:
             raise UserError(f"Evaluator: dataset_length is {dataset_length}; it must be at least 1")
-        if keypoint_list is not None and (not keypoint_list or len(set(keypoint_list)) < len(keypoint_list)):
-            raise UserError(f"Evaluator: keypoint_list {list(keypoint_list)} must name one or more joints, each once")
+        joints = None if keypoint_list is None else [int(each) for each in keypoint_list]
+        if joints is not None and (not joints or len(set(joints)) < len(joints)):
+            raise UserError(f"Evaluator: keypoint_list {joints} must name one or more joints, each once")
         for name in metrics:
             if name not in POSE_METRICS:
                 near = nearest(name, POSE_METRICS) or ";"
                 raise UserError(f"Evaluator: {name!r} is not a pose metric{near} known: {', '.join(POSE_METRICS)}")
         self.dataset_length = dataset_length
-        self.keypoint_list = None if keypoint_list is None else list(keypoint_list)
+        self.keypoint_list = joints
         self.root_joint_idx = root_joint_idx
         self.metrics = tuple(metrics)
         self.save_predictions = save_predictions

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from utils import utils_option
@@ -215,7 +216,7 @@ class Experiment:
         for folder in (self.folder, self.models, self.folder / "options"):
             for entry in folder.iterdir():
                 temporary = TEMPORARY_NAME.fullmatch(entry.name)
-                if temporary and _OWN_NAME.fullmatch(temporary[1]) and entry.is_file():  # a killed writer left it
+                if temporary and _OWN_NAME.fullmatch(temporary["name"]) and entry.is_file():  # a killed writer left it
                     entry.unlink()
                     reached("stale temporary file removed", entry)
         bar = self.opt.log.progress_bar
@@ -249,6 +250,7 @@ def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
         "threads per rank": dist.num_threads,
         "device": torch.cuda.get_device_name(dist.device) if is_cuda else torch.backends.cpu.get_cpu_capability(),
         "torch": str(torch.__version__),
+        "numpy": np.__version__,  # its generator shuffles, and promises no stream for ever
         "amp": opt.train.amp,
         "compile": opt.train.compile,
         "channels_last": opt.train.channels_last,

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -12,7 +13,9 @@ from typing import IO, Any
 from utils.utils_failpoint import reached
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
-TEMPORARY_NAME = re.compile(r"\.(.+)\.\d+\.tmp")
+TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-[0-9a-f]+)?\.tmp")
+
+_LAUNCH = secrets.token_hex(4)  # in containers and on other machines, others have this process's number
 
 # What some network file systems answer; they keep directories in their own order.
 _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
@@ -20,7 +23,7 @@ _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 def temporary_path(path: Path) -> Path:
     """The temporary name of `path`: in the same directory, because a rename across file systems is a copy."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_LAUNCH}.tmp")
 
 
 def project_path(path: str | Path) -> Path:
@@ -42,6 +45,15 @@ def make_folder(path: Path) -> None:
         folder.mkdir(exist_ok=True)
         reached("folder made", folder)
         fsync_directory(folder.parent)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make everything in `folder` durable, and its own name not yet."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(Path(parent, name), "rb") as file:
+                os.fsync(file.fileno())
+        fsync_directory(Path(parent))
 
 
 def fsync_directory(folder: Path) -> None:

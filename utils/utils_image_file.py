@@ -1,6 +1,7 @@
 """Images as files: all that OpenCV decodes, upright and with 8 bits a channel, or the reason why one cannot be read."""
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,6 +54,14 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     encoded = cv2.imencode(path.suffix, image)[1]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded.tobytes())
+
+
+def decode_image(data: bytes, flags: int) -> NDArray[Any] | None:
+    """cv2.imdecode, and None for whatever OpenCV cannot or will not read."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error:
+        return None  # more pixels than its limit, say
 
 
 def _decode(data: bytes) -> NDArray[np.uint8] | None:

@@ -51,7 +51,7 @@ def sample_mean(of_samples: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]) -> Metric:
-    """A function of the counts (num_classes, num_classes), float32, true class by predicted class."""
+    """A function of the counts (num_classes, num_classes), float64, true class by predicted class."""
 
     def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor]:
         if output.shape[1] != num_classes:
@@ -64,4 +64,4 @@ def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]
         ones = torch.ones_like(pairs, dtype=torch.float64)
         return (counts.index_add(0, pairs, ones).view(num_classes, num_classes),)  # bincount would wait for a GPU
 
-    return Metric([(num_classes, num_classes)], of_batch, lambda counts: value(counts.float()))
+    return Metric([(num_classes, num_classes)], of_batch, value)
