@@ -10,7 +10,7 @@
 
 MODEL is a best_model.pth or final_model.pth, an <iter>_G.pth or <iter>_E.pth with the options of its experiment, or the
 folder of an experiment (its best model). Exit status: 0 all is well; 1 something is not; 2 the file, the options or the
-data are wrong.
+data are wrong; 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -62,6 +62,9 @@ def main() -> int:
     except UserError as error:
         logger.error("%s", error)
         return 2
+    except KeyboardInterrupt:
+        logger.error("Stopped by Ctrl-C; nothing was finished.")
+        return 130
     except OSError as error:  # it names the file
         logger.error("%s; choose another --output, --csv or --json, or mend the file's permissions.", error)
         return 2

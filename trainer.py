@@ -298,6 +298,7 @@ class Trainer:
         return pack_model(
             self.model, current_iter, self.stream.epoch(current_iter), self._result, shown.class_names,
             shown.dataset[0]["input"].shape, transforms, self._synthetic,
+            shown.dataset.fingerprint if shown.name == "test" else None,
         )  # fmt: skip
 
     def _choose_seed(self, opt: Options) -> int:

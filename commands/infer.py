@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from commands.infer_files import AnnotatedFiles, Tables, check_not_an_input
 from commands.media import Frame, Medium, find_media, quiet_opencv, read_frames
+from commands.outputs import check_output
 from commands.trained_model import load_trained_model
 from commands.window import Window
 from utils.utils_dist import process_group
@@ -87,6 +88,11 @@ def run(args: argparse.Namespace) -> int:
     trained = load_trained_model(args.model, args.opt, args.set)
     folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "infer"
     view = trained.view()
+    for option, path in (("--csv", args.csv), ("--json", args.json)):
+        if path is not None:
+            check_output(option, path, trained.reads())
+    if args.csv is not None and args.csv == args.json:
+        raise UserError(f"--csv and --json: both are {args.csv}; give two names")
     tables = Tables(args.csv, args.json, trained.path, view)
     media = find_media(args.input, folder, tables.problem)
     check_not_an_input("--csv and --json", filter(None, (args.csv, args.json)), media)
@@ -95,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     copies = AnnotatedFiles(folder, media) if is_copied else None
     with contextlib.ExitStack() as stack:
         window = stack.enter_context(contextlib.closing(Window())) if args.show else None
-        stack.enter_context(contextlib.closing(tables))
+        stack.enter_context(tables)
         if copies is not None:
             stack.enter_context(contextlib.closing(copies))
         dist = stack.enter_context(process_group(trained.opt.train.num_threads))

@@ -1,9 +1,11 @@
 """What infer writes: annotated copies of images and videos, and tables of everything that the network says."""
 
 import csv
+import io
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ from typing import Any
 import cv2
 
 from commands.media import Frame, Medium
+from commands.outputs import write_output
 from utils.utils_error import UserError
-from utils.utils_file import atomic_write
 from utils.utils_image_file import write_image
 from views.view_base import Finding, Image, View
 
@@ -31,6 +33,10 @@ class AnnotatedFiles:
     def __init__(self, folder: Path, media: Sequence[Medium]) -> None:
         self._targets = _targets(folder, media)
         check_not_an_input("--output", self._targets.values(), media)
+        for target, number in Counter(self._targets.values()).items():
+            if number > 1:
+                names = ", ".join(medium.name for medium, path in self._targets.items() if path == target)
+                raise UserError(f"--output: the copies of {names} would both be {target}; give one of them at a time")
         self.num_written = 0
         self._video: cv2.VideoWriter | None = None
         self._video_of: Medium | None = None
@@ -58,22 +64,24 @@ class AnnotatedFiles:
 
 
 class Tables:
-    """--csv with a row for each finding, --json with an entry for each frame; written whole when closed."""
+    """--csv with a row for each finding, --json with an entry for each frame; written whole when the block ends."""
 
     def __init__(self, csv_file: Path | None, json_file: Path | None, model: Path, view: View) -> None:
         self._csv, self._json, self._model, self._view = csv_file, json_file, model, view
         self._frames: list[dict[str, Any]] = []
         self.failed: list[dict[str, str]] = []
-        for path in (csv_file, json_file):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                if path.is_dir():
-                    raise UserError(f"{path}: is a folder; give the name of a file")
+
+    def __enter__(self) -> "Tables":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or self._frames:  # what failed before its first frame says nothing worth an older table
+            self.close()
 
     def problem(self, name: str, reason: str) -> None:
         """Say what cannot be read, and keep it for --json."""
         logger.error("%s: %s", name, reason)
-        self.failed.append({"file": name, "reason": reason})
+        self.failed.append({"file": _printable(name), "reason": reason})
 
     def add(self, frame: Frame, found: Sequence[Finding]) -> None:
         """Keep what was found in a frame."""
@@ -84,20 +92,22 @@ class Tables:
             sides = {"left": box.left, "top": box.top, "width": box.width, "height": box.height}
             findings.append({"number": number, "box": sides, **self._view.says(output, box)})
         seconds = None if frame.seconds is None else round(frame.seconds, 3)
-        self._frames.append({"file": frame.medium.name, "frame": frame.number, "seconds": seconds, "found": findings})
+        self._frames.append(
+            {"file": _printable(frame.medium.name), "frame": frame.number, "seconds": seconds, "found": findings}
+        )
 
     def close(self) -> None:
         """Write the files that were asked for. Raises OSError."""
         if self._csv is not None:
             rows = [_row(frame, finding) for frame in self._frames for finding in frame["found"]]
-            with atomic_write(self._csv, "w") as file:
-                writer = csv.DictWriter(file, rows[0] if rows else _COLUMNS, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
+            text = io.StringIO()
+            writer = csv.DictWriter(text, rows[0] if rows else _COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_output(self._csv, text.getvalue())
         if self._json is not None:
             content = {"model": str(self._model), "frames": self._frames, "failed": self.failed}
-            with atomic_write(self._json, "w") as file:
-                file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            write_output(self._json, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def check_not_an_input(option: str, targets: Iterable[Path], media: Sequence[Medium]) -> None:
@@ -106,6 +116,11 @@ def check_not_an_input(option: str, targets: Iterable[Path], media: Sequence[Med
     for target in targets:
         if os.path.realpath(target) in inputs:
             raise UserError(f"{option}: {target} is an input, and would be overwritten; choose another place")
+
+
+def _printable(name: str) -> str:
+    """A file's name in UTF-8, also where its bytes are none."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _row(frame: Mapping[str, Any], finding: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import dataclasses
 import glob
 import itertools
+import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -15,7 +17,25 @@ from utils.utils_error import UserError
 from utils.utils_image_file import IMAGE_SUFFIXES, UnreadableError, read_image
 from views.view_base import Image
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".mts", ".3gp")
+logger = logging.getLogger("longhaul")
+
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".m4v",
+    ".mov",
+    ".avi",
+    ".mkv",
+    ".webm",
+    ".wmv",
+    ".flv",
+    ".mpg",
+    ".mpeg",
+    ".mts",
+    ".m2ts",
+    ".ts",
+    ".ogv",
+    ".3gp",
+)
 
 Problem = Callable[[str, str], None]
 """Told the name of an input and the reason why it, or the rest of it, cannot be read."""
@@ -81,13 +101,16 @@ class Video(Medium):
 
     def _frames_of(self, capture: cv2.VideoCapture) -> Iterator[Frame]:
         self.fps = _frames_per_second(capture)
-        promised, number = capture.get(cv2.CAP_PROP_FRAME_COUNT), 0
+        promised, number, last = capture.get(cv2.CAP_PROP_FRAME_COUNT), 0, -1.0
         while True:
             is_read, image = capture.read()
             if not is_read:
                 break
             number += 1
-            yield Frame(self, np.asarray(image, np.uint8), number, (number - 1) / self.fps)
+            # Phones vary the rate: each frame knows its own time, except in containers that have none.
+            seconds = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            last = seconds if seconds > last else (number - 1) / self.fps
+            yield Frame(self, np.asarray(image, np.uint8), number, last)
         if not number:
             raise UnreadableError("not a video, or truncated or damaged: no frame of it can be read")
         if number < 0.98 * promised - 1:  # where a container does not count, the promise is an estimate
@@ -139,20 +162,24 @@ def find_media(inputs: Sequence[str], output: Path, problem: Problem) -> list[Me
     """
     media: list[Medium] = []
     files: list[Path] = []
+    left_out: Counter[str] = Counter()
     for text in inputs:
         path = Path(text)
         if os.path.isdir(path):  # noqa: PTH112  # unlike Path.is_dir it does not raise where one may not look
-            files += _of_folder(path, output, problem)
+            files += _of_folder(path, output, problem, left_out)
         elif os.path.lexists(path):
             files.append(path)
         elif text.isdecimal():
             media.append(Camera(int(text)))
         elif glob.has_magic(text):
-            files += _matching(text, problem)
+            files += _matching(text, problem, left_out)
         else:
             problem(text, "no such file or folder")
     if media and len(inputs) > 1:
         raise UserError(f"--input: a camera is watched alone; {media[0].name} stands beside other inputs")
+    if left_out:
+        kinds = ", ".join(f"{number:,} {suffix or 'without a suffix'}" for suffix, number in left_out.most_common())
+        logger.info("Left out, because their names are not those of images or videos: %s", kinds)
     for path in dict.fromkeys(files):
         media.append((Video if path.suffix.lower() in VIDEO_SUFFIXES else Medium)(str(path), path))
     return media
@@ -167,7 +194,7 @@ def read_frames(media: Sequence[Medium], problem: Problem) -> Iterator[Frame]:
             problem(medium.name, str(error))
 
 
-def _of_folder(folder: Path, output: Path, problem: Problem) -> list[Path]:
+def _of_folder(folder: Path, output: Path, problem: Problem, left_out: Counter[str]) -> list[Path]:
     found: list[Path] = []
     errors: list[OSError] = []
     for place, folders, names in os.walk(folder, onerror=errors.append):
@@ -177,7 +204,7 @@ def _of_folder(folder: Path, output: Path, problem: Problem) -> list[Path]:
             for name in folders
             if not name.startswith(".") and os.path.realpath(here / name) != os.path.realpath(output)
         )
-        found += _known(here / name for name in sorted(names) if not name.startswith("."))
+        found += _known((here / name for name in sorted(names) if not name.startswith(".")), left_out)
     for error in errors:
         problem(str(error.filename), error.strerror or str(error))
     if not found and not errors:
@@ -185,15 +212,23 @@ def _of_folder(folder: Path, output: Path, problem: Problem) -> list[Path]:
     return found
 
 
-def _matching(pattern: str, problem: Problem) -> list[Path]:
-    found = _known(Path(name) for name in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(name))  # noqa: PTH113, PTH207
+def _matching(pattern: str, problem: Problem, left_out: Counter[str]) -> list[Path]:
+    names = sorted(name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))  # noqa: PTH113, PTH207
+    found = _known(map(Path, names), left_out)
     if not found:
         problem(pattern, f"no image and no video matches ({_examples()})")
     return found
 
 
-def _known(paths: Iterator[Path]) -> list[Path]:
-    return [path for path in paths if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
+def _known(paths: Iterable[Path], left_out: Counter[str]) -> list[Path]:
+    found = []
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES):
+            found.append(path)
+        else:
+            left_out[suffix] += 1
+    return found
 
 
 def _examples() -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from commands.experiment_facts import ExperimentFacts, read_experiment
+from commands.outputs import check_output, write_output
 from utils.utils_curves import Panel, panel_figure
 from utils.utils_error import UserError
-from utils.utils_file import atomic_write
 from utils.utils_report import inline_svg, render_page
 
 logger = logging.getLogger("longhaul")
@@ -45,17 +45,16 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{folder}: not the folder of an experiment: it has no options/")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("an experiment is named twice; name each one once")
-    found = [read_experiment(folder, args) for folder in folders]
     output = args.output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    check_output("--output", output, [folder / "options" for folder in folders])
+    found = [read_experiment(folder, args) for folder in folders]
     facts = {"experiments": found, "comparison": _comparison(found), "written": f"{datetime.datetime.now():%F %H:%M}"}
     page = render_page("report.html.jinja", facts)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output, "w") as file:
-        file.write(page)
+    write_output(output, page)
     for each in found:
         for problem in each.problems:
             logger.warning("%s: %s", each.folder, problem)
-    logger.info("%s, %.1f MB; open it in a browser.", output, output.stat().st_size / 1e6)
+    logger.info("%s, %.1f MB; open it in a browser.", output, len(page.encode()) / 1e6)
     return 1 if any(each.problems for each in found) else 0
 
 

@@ -21,6 +21,7 @@ from utils.utils_checkpoint import CheckpointFolder, DamagedError
 from utils.utils_checkpoint_names import manifest_name
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
+from utils.utils_file import project_path
 from utils.utils_history import saved_options
 from utils.utils_metrics import MetricValue
 from utils.utils_metrics_csv import logged_test
@@ -41,7 +42,8 @@ class TrainedModel:
     class_names: empty where targets are no classes. input_shape: (C, H, W) of the raw images that the network was
     trained on; None if neither the file nor the data set says. recorded: the metrics that its run measured on
     `recorded_split` of datasets.test; empty if it measured none. synthetic: what stood in for missing data, in words.
-    experiment: the folder of its run; None for a file that was taken out of it.
+    experiment: the folder of its run; None for a file that was taken out of it. fingerprint: of the data that
+    `recorded` was measured on; None if the file does not say.
     """
 
     path: Path
@@ -54,12 +56,18 @@ class TrainedModel:
     recorded_split: str | None
     synthetic: str | None
     experiment: Path | None
+    fingerprint: str | None = None
 
     def load(self, dist: Dist) -> ModelPlain:
         """The model with these weights in its tested network; UserError if they do not fit the options."""
         model = define_model(self.opt, dist, seed=0)
         load_network(model.tested_net, self.path, strict=True, prefer_ema=model.netE is not None)
         return model
+
+    def reads(self) -> list[Path]:
+        """The files and folders that it is made of or tested on; no output may take their place."""
+        roots = [project_path(each.dataroot) for each in self.opt.datasets.values() if each.dataroot]
+        return [self.path, *roots, *([self.experiment / "options"] if self.experiment else [])]
 
     def view(self) -> View:
         """What is shown of its task."""
@@ -149,6 +157,7 @@ def _self_contained(
     return TrainedModel(
         file, opt, iteration=int(content["iter"]), epoch=content["epoch"], class_names=classes, input_shape=shape,
         recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"), experiment=experiment,
+        fingerprint=content.get("fingerprint"),
     )  # fmt: skip
 
 

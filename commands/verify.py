@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from commands.outputs import check_output, write_output
 from commands.trained_model import TrainedModel, load_trained_model
 from data.loaders import TestLoader
 from data.select_dataset import DataSource
 from models.evaluate import evaluate
 from models.model_plain import Batch, ModelPlain
 from utils.utils_dist import Dist, process_group
-from utils.utils_file import atomic_write
 from utils.utils_logger import print_block
 from utils.utils_metrics import MetricValue
 from utils.utils_visualise import save_figure
@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Exit status 0: as recorded, or nothing was recorded; 1: it differs, or cannot be right."""
     trained = load_trained_model(args.model, args.opt, args.set)
+    if args.json:
+        check_output("--json", args.json, trained.reads())
     with process_group(trained.opt.train.num_threads) as dist:
         measured = measure(trained, trained.load(dist), dist, args.split, args.tta)
     written = _write(trained, measured, args)
@@ -99,7 +101,8 @@ def _findings(
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that is known, as JSON values."""
     split = source.options.arguments.get("split")
-    recorded = trained.recorded if split == trained.recorded_split and not is_averaged else {}
+    is_other_data = split == trained.recorded_split and not _are_the_data(trained, source)
+    recorded = trained.recorded if split == trained.recorded_split and not (is_averaged or is_other_data) else {}
     shared = [name for name in recorded if name in result]
     return {
         "model": str(trained.path),
@@ -111,6 +114,7 @@ def _findings(
         "data": f"{source.options.dataset_type} {split or source.name}",
         "num_samples": len(source.dataset),
         "synthetic": source.synthetic,
+        "is_other_data": is_other_data,
         "test_time_average": is_averaged,
         "images_per_s": round(images_per_s, 1),
         "metrics": dict(result),
@@ -127,7 +131,7 @@ def _write(trained: TrainedModel, measured: Measured, args: argparse.Namespace) 
     view, result, found = measured.view, measured.result, measured.found
     if folder := args.output or (trained.experiment and trained.experiment / "images"):
         folder.mkdir(parents=True, exist_ok=True)
-        title = f"{trained.path.name} on {found['data']}"
+        title = f"{trained.path.name} on {found['data']}" + ", SYNTHETIC" * bool(found["synthetic"])
         for name, figure in view.figures(result, title).items():
             written.append(folder / f"{_stem(trained, found)}_{name}.png")
             save_figure(figure, written[-1])
@@ -135,9 +139,7 @@ def _write(trained: TrainedModel, measured: Measured, args: argparse.Namespace) 
             written.append(folder / f"{_stem(trained, found)}_{name}.csv")
             written[-1].write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(args.json, "w") as file:
-            file.write(json.dumps(found, indent=2) + "\n")
+        write_output(args.json, json.dumps(found, indent=2) + "\n")
         written.append(args.json)
     return written
 
@@ -151,8 +153,16 @@ def _equal(recorded: Any, measured: MetricValue) -> bool:
     return recorded == measured
 
 
+def _are_the_data(trained: TrainedModel, source: DataSource) -> bool:
+    """Whether the source holds what the run was tested on, as far as the file says what that was."""
+    if trained.fingerprint is not None:
+        return trained.fingerprint == source.dataset.fingerprint
+    return bool(trained.synthetic) == bool(source.synthetic) or trained.path.name[0].isdigit()
+
+
 def _stem(trained: TrainedModel, found: Mapping[str, Any]) -> str:
-    return f"verify_{trained.path.stem}_{found['data'].replace(' ', '_')}" + "_tta" * found["test_time_average"]
+    marks = "_other_data" * found["is_other_data"] + "_tta" * found["test_time_average"]
+    return f"verify_{trained.path.stem}_{found['data'].replace(' ', '_')}{marks}"
 
 
 def _print(trained: TrainedModel, measured: Measured, written: Sequence[Path]) -> None:
@@ -161,7 +171,8 @@ def _print(trained: TrainedModel, measured: Measured, written: Sequence[Path]) -
     lines = {
         "model": f"{found['model']}: {found['network']}, iteration {found['iteration']:,}{epoch}",
         "size": f"{found['num_parameters']:,} parameters, {found['file_bytes'] / 1e6:.2f} MB",
-        "data": f"{found['num_samples']:,} samples of {source.options.dataset_type} {source.options.arguments}",
+        "data": f"{found['num_samples']:,} samples of {source.options.dataset_type} {source.options.arguments}"
+        + (f", {source.options.dataroot}" if source.options.dataroot and not source.synthetic else ""),
         "SYNTHETIC": source.synthetic or "",
         "test-time average": "mirror images and small shifts" if found["test_time_average"] else "",
         "speed": f"{found['images_per_s']:,.0f} images/s",
@@ -177,6 +188,8 @@ def _print(trained: TrainedModel, measured: Measured, written: Sequence[Path]) -
 def _recorded_text(trained: TrainedModel, found: Mapping[str, Any]) -> str:
     if found["test_time_average"]:
         return "not compared: the run measured one view of each input"
+    if found["is_other_data"]:
+        return "not compared: the run was tested on other data"
     if found["differing"]:
         pairs = ((name, trained.recorded[name], found["metrics"][name]) for name in found["differing"])
         shown = [f"{name} {old:.6g}, now {new:.6g}" for name, old, new in pairs if isinstance(new, float)]

@@ -22,11 +22,11 @@ class Window:
         except cv2.error as error:
             raise UserError(
                 "--show: this OpenCV has no windows (opencv-python-headless); pip uninstall opencv-python-headless && "
-                "pip install 'opencv-python<5', or leave --show out: annotated files are written anyway"
+                "pip install 'opencv-python<5', or leave --show out: annotated files need no window"
             ) from error
         if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             # Qt would end the process
-            raise UserError("--show: there is no display; leave --show out: annotated files are written anyway")
+            raise UserError("--show: there is no display; leave --show out: annotated files need no window")
         cv2.namedWindow(_NAME, cv2.WINDOW_AUTOSIZE)
 
     def show(self, picture: Image, wait: bool) -> bool:

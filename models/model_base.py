@@ -79,8 +79,10 @@ def has_own_buffers(net: nn.Module) -> bool:
     )
 
 
-def load_network(net: nn.Module, path: str | Path, strict: bool, prefer_ema: bool = False) -> None:
+def load_network(net: nn.Module, path: str | Path, strict: bool, prefer_ema: bool = False, advice: str = "") -> None:
     """Load a network's file by name and shape; UserError when strict loading leaves anything over, or nothing fits.
+
+    advice: what else to do about the former.
 
     Accepts flat state dicts, KAIR's `params` / `params_ema` wrappers, our self-contained models, and names that start
     with `module.`; of several state dicts in one file, the one that fits best (with prefer_ema, `params_ema` first).
@@ -97,8 +99,7 @@ def load_network(net: nn.Module, path: str | Path, strict: bool, prefer_ema: boo
     report = _report(Path(path).name, missing, unexpected, mismatched, state, wanted)
     if not fitting or (strict and report):
         remedy = "was it saved by another net_type, or with other netG options?"
-        loose = "" if not strict else " To load what fits, set train.G_param_strict / E_param_strict to false."
-        raise UserError(f"{report or Path(path).name + ' is empty'}: {remedy}{loose}")
+        raise UserError(f"{report or Path(path).name + ' is empty'}: {remedy}{advice if strict else ''}")
     if report:
         logger.warning("%s; %d of %d tensors were loaded.", report, len(fitting), len(wanted))
     net.load_state_dict(fitting, strict=False)

@@ -210,10 +210,10 @@ class ModelPlain(ModelBase):
             given = {"G": path.pretrained_netG, "E": path.pretrained_netE}
             files = {part: project_path(file) for part, file in given.items() if file}
         if "G" in files:
-            load_network(self.netG, files["G"], strict=train.G_param_strict)
+            load_network(self.netG, files["G"], train.G_param_strict, advice=_loosely("G"))
         if self.netE is not None:
             if "E" in files:
-                load_network(self.netE, files["E"], strict=train.E_param_strict, prefer_ema=True)
+                load_network(self.netE, files["E"], train.E_param_strict, prefer_ema=True, advice=_loosely("E"))
             else:
                 self.netE.load_state_dict(self.netG.state_dict())
                 if resume is not None:
@@ -261,3 +261,7 @@ class ModelPlain(ModelBase):
     def _restore_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
         for buffer, before in zip(self.netG.buffers(), buffers, strict=True):  # they may be others than before
             buffer.copy_(before)
+
+
+def _loosely(part: str) -> str:
+    return f" To load what fits, set train.{part}_param_strict to false."

@@ -10,12 +10,12 @@ from utils.utils_option import to_dict
 
 def pack_model(
     model: ModelPlain, current_iter: int, epoch: int, metrics: Mapping[str, MetricValue], class_names: Sequence[str],
-    input_shape: Sequence[int], transforms: Sequence[Mapping[str, Any]], synthetic: str | None,
+    input_shape: Sequence[int], transforms: Sequence[Mapping[str, Any]], synthetic: str | None, fingerprint: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The content of a self-contained file: tensors and plain containers only.
 
     metrics: those of the test that these weights passed. input_shape: (C, H, W). transforms: what an input needs after
-    uint8 to [0, 1]. synthetic: what stood in for missing data, in words.
+    uint8 to [0, 1]. synthetic: what stood in for missing data, in words. fingerprint: of the data of the test.
     """
     options = to_dict(model.opt)
     return {
@@ -31,6 +31,7 @@ def pack_model(
         "input": {"shape": list(input_shape), "transforms": [dict(transform) for transform in transforms]},
         "options": options,
         "synthetic": synthetic,
+        "fingerprint": fingerprint,
     }
 
 

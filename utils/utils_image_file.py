@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 # fmt: off
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".ppm",
-                  ".pgm", ".pbm", ".hdr")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".jp2",
+                  ".ppm", ".pgm", ".pbm", ".hdr")
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG"
 _FORMATS = {_JPEG: "JPEG", _PNG: "PNG", b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF",
             b"RIFF": "WebP", b"\0\0\0\x0cjP  ": "JPEG 2000"}

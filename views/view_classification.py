@@ -47,11 +47,12 @@ class ClassificationView(View):
         ]
 
     def doubts(self, result: Result) -> list[str]:
-        predicted = torch.tensor(result["confusion_matrix"]).sum(dim=0)
+        counts = torch.tensor(result["confusion_matrix"])
+        predicted, true = counts.sum(dim=0), counts.sum(dim=1)
         found, uniform = result["confidence"], 1 / len(self.class_names)
         assert isinstance(found, float)
         doubts = []
-        if int((predicted > 0).sum()) == 1 and predicted.sum() > 1:
+        if int((predicted > 0).sum()) == 1 < int((true > 0).sum()):
             only = self.class_names[int(predicted.argmax())]
             doubts.append(f"every sample is taken for {only}: was it trained, and are its inputs normalised as then?")
         if found < uniform + 0.05:
