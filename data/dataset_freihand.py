@@ -69,6 +69,7 @@ class FreiHand:
                 "they must come from one download"
             )
         samples = _samples_of(split, num_samples, xyz)
+        self.sample_keys = frozenset(f"{part} {i}" for i in samples)  # of a hand, in whatever version
         chosen = versions or (VERSIONS if split == "train" else VERSIONS[:1])
         # (file, sample) of each index
         self._places = [(VERSIONS.index(each) * num_samples + i, i) for each in chosen for i in samples]

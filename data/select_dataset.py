@@ -38,6 +38,7 @@ class Dataset(Protocol):
     "target": (N, ...)}` and `name(i)`; one for classification has `class_names`, one for poses `joint_names`. A
     `final_split` is refused by the trainer and left to main_test. `view` names the entry of VIEWS that shows it, and
     `input_shape` (C, H, W) says what a network is shown of its images where there are no data. `camera(i)` draws poses.
+    `sample_keys` tells the samples of one dataroot apart, so that none is both trained on and tested.
     """
 
     fingerprint: str
@@ -136,6 +137,11 @@ def define_datasets(opt: Options, dist: Dist) -> dict[str, DataSource]:
         for name, source in sources.items():
             if name != "train" and source.dataset.fingerprint == sources["train"].dataset.fingerprint:
                 raise UserError(f"datasets.{name} holds the same samples as datasets.train; test on others")
+            if name != "train" and (shared := _shared_keys(source, sources["train"])):
+                raise UserError(
+                    f"datasets.{name}: {len(shared):,} of its samples are also in datasets.train, such as "
+                    f"{min(shared)}; test on others"
+                )
             if bool(source.synthetic) != bool(sources["train"].synthetic):
                 raise UserError(
                     f"datasets.{name} and datasets.train: one is real, the other generated; "
@@ -153,6 +159,13 @@ def synthetic_notice(sources: Iterable[DataSource]) -> str | None:
     """What to tell people when any data set is generated; None when all data is real."""
     notices = sorted({source.synthetic for source in sources if source.synthetic})
     return "; ".join(notices) or None
+
+
+def _shared_keys(one: DataSource, other: DataSource) -> frozenset[str]:
+    if (one.options.dataset_type, one.options.dataroot) != (other.options.dataset_type, other.options.dataroot):
+        return frozenset()
+    none: frozenset[str] = frozenset()
+    return getattr(one.dataset, "sample_keys", none) & getattr(other.dataset, "sample_keys", none)
 
 
 def _warn_of_shared_samples(sources: Mapping[str, DataSource]) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from data.dataset_freihand import JOINT_NAMES, VERSIONS, FreiHand
 from data.loaders import TestLoader, define_train_loader
-from data.select_dataset import DATASETS, DataSource, ResidentDataset
+from data.select_dataset import DATASETS, DataSource, ResidentDataset, define_datasets
 from data.train_stream import TrainStream
 from tests.fer2013_files import claiming
 from tests.freihand_files import SIDE, annotations, tone, write_freihand, write_image
@@ -110,6 +110,22 @@ def test_the_camera_shows_where_joints_are_in_the_resized_image(written: Path) -
         seen = (target.numpy() + root) @ intrinsics.T
         pixels = np.array(kept["xyz"][18 + index]) @ np.array(kept["K"][18 + index]).T
         assert np.allclose(seen[:, :2] / seen[:, 2:], 0.5 * pixels[:, :2] / pixels[:, 2:], atol=1e-3)
+
+
+@pytest.mark.parametrize(("versions", "split"), [(["gs"], "train"), (["auto"], "train"), (["hom"], "val")])
+def test_no_hand_is_trained_on_and_tested(written: Path, versions: list[str], split: str) -> None:
+    """In another version it is the same hand."""
+    train = {"dataset_type": "freihand", "dataroot": str(written), "split": "train", "versions": ["gs"],
+             "dataloader_batch_size": 4}  # fmt: skip
+    options = net_options().model_copy(update={"datasets": {
+        "train": DatasetOptions(**train),
+        "test": DatasetOptions(**{**train, "split": split, "versions": versions, "size": 64}),
+    }})  # fmt: skip
+    if split == "val":
+        assert len(define_datasets(options, ONE_RANK)["test"].dataset) == 2
+        return
+    with pytest.raises(UserError, match=r"datasets\.test: 18 of its samples are also in datasets\.train, such as"):
+        define_datasets(options, ONE_RANK)
 
 
 def test_the_joints_have_names_in_the_official_order() -> None:

@@ -173,6 +173,13 @@ def test_equal_content_under_two_names_is_refused(tiny_options: MakeOptions, tmp
     define_datasets(validated(tiny_options(datasets__test={"dataroot": other, "split": "Training"})), ONE_RANK)
 
 
+def test_real_and_generated_data_are_not_mixed(tiny_options: MakeOptions, tmp_path: Path) -> None:
+    absent = {"dataroot": str(tmp_path / "absent.csv"), "split": "PublicTest", "fallback": FEW_FACES}
+    opt = validated(tiny_options(datasets__test=absent))
+    with pytest.raises(UserError, match=r"datasets\.test and datasets\.train: one is real, the other generated"):
+        define_datasets(opt, ONE_RANK)
+
+
 def test_inputs_that_are_in_both_splits_are_counted(
     tiny_options: MakeOptions, tmp_path: Path, logged: pytest.LogCaptureFixture
 ) -> None:
