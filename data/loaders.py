@@ -2,6 +2,7 @@
 
 import atexit
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from utils.utils_error import SampleError, UserError
 from utils.utils_option import DatasetOptions
 from utils.utils_seed import seed_of
 from utils.utils_signal import held_stop_signals, ignore_ended_children, ignore_stop_signals, kill_workers
+
+logger = logging.getLogger("longhaul")
 
 
 def define_train_loader(
@@ -83,6 +86,14 @@ class TestLoader:
 
 def define_test_loaders(sources: Mapping[str, DataSource], dist: Dist) -> dict[str, TestLoader]:
     """A loader for each test data set, "test" (which selects the best model) first."""
+    trained_on = without_random(sources["train"].options).transforms
+    for name in sorted(sources.keys() - {"train"}):
+        if dist.is_main and (tested_on := sources[name].options.transforms) != trained_on:
+            shown = ([each.model_dump() for each in transforms] for transforms in (tested_on, trained_on))
+            logger.warning(
+                "datasets.%s.transforms: %s, but datasets.train has %s beside what is random: the network is tested on "
+                "other inputs than it learns from.", name, *shown,
+            )  # fmt: skip
     return {name: TestLoader(sources[name], dist) for name in sorted(sources) if name != "train"}
 
 

@@ -31,6 +31,8 @@ def cosine_restarts(current_iter: int, train: TrainOptions) -> float:
     """
     assert train.G_scheduler_periods is not None, "checked with the options"
     step, length = max(0, current_iter - 1 - train.G_scheduler_warmup_iter), train.G_scheduler_periods
+    if train.G_scheduler_restart_weights == 1:
+        step %= length  # in a long run the loop below would take longer than an iteration
     while step >= length:
         step -= length
         length *= train.G_scheduler_restart_weights

@@ -180,6 +180,17 @@ def test_real_and_generated_data_are_not_mixed(tiny_options: MakeOptions, tmp_pa
         define_datasets(opt, ONE_RANK)
 
 
+@pytest.mark.parametrize(
+    ("tested_on", "is_said"), [([NORMALIZE], False), ([], True), ([{**NORMALIZE, "std": 1}], True)]
+)
+def test_other_inputs_than_those_trained_on_are_said(
+    tiny_options: MakeOptions, logged: pytest.LogCaptureFixture, tested_on: list[dict[str, Any]], is_said: bool
+) -> None:
+    opt = validated(tiny_options(datasets__test={"split": "PublicTest", "transforms": tested_on}))
+    define_test_loaders(define_datasets(opt, ONE_RANK), ONE_RANK)
+    assert ("tested on other inputs than it learns from" in messages(logged.records, logging.WARNING)) == is_said
+
+
 def test_inputs_that_are_in_both_splits_are_counted(
     tiny_options: MakeOptions, tmp_path: Path, logged: pytest.LogCaptureFixture
 ) -> None:
