@@ -233,7 +233,7 @@ def _environment(history: History) -> dict[str, str]:
 
 
 def _commands(folder: Path, history: History, trained: TrainedModel | None) -> dict[str, list[str]]:
-    """Shell lines: a run of the same bits under another name, the relaunch, and the check of its best model."""
+    """Shell lines: the run under another name, of the same bits if all launches were alike, and its model's check."""
     first = next(iter(saved_options(folder)), None)
     place = shlex.quote(str(folder))
     commands = {"verify": [f"python main_test.py verify {place}"] if trained else []}
@@ -248,7 +248,10 @@ def _commands(folder: Path, history: History, trained: TrainedModel | None) -> d
     changes = "".join(f" --set {key}={value}" for key, value in again.items() if value is not None)
     line = f"{launcher} main_train.py -opt {shlex.quote(str(first))}{changes}"
     checkout = [f"git checkout {machine['code']}"] if machine.get("code") else []
-    return {"reproduce": [*checkout, line], **commands}
+    later = [launch.get("machine", {}) for launch in history.launches[1:]]
+    others = [key for key, value in machine.items() if any(each.get(key, value) != value for each in later)]
+    warning = [f"# Not bit for bit: later launches had other {', '.join(others)}"] if others else []
+    return {"reproduce": [*checkout, line, *warning], **commands}
 
 
 def _text(value: Any) -> str:

@@ -134,6 +134,10 @@ def test_interruptions_are_marked_and_listed(experiment: Path, report: Callable[
         "--nproc_per_node=2",
     ):
         assert text in page.text
+    assert "Not bit for bit" not in page.text
+    launches[2]["machine"] = {"ranks": 1}
+    change_json(experiment / "status.json", launches=launches)
+    assert "Not bit for bit: later launches had other ranks" in report(experiment).text
 
 
 def test_the_command_to_reproduce_gives_the_same_model(
@@ -141,6 +145,7 @@ def test_the_command_to_reproduce_gives_the_same_model(
 ) -> None:
     text = report(experiment).text
     line = next(line for line in text.splitlines() if line.startswith("python main_train.py"))
+    assert "Not bit for bit" not in text
     arguments = line.removeprefix("python ").split()
     import main_train
 
