@@ -19,23 +19,8 @@ from views.view_base import Image
 
 logger = logging.getLogger("longhaul")
 
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".avi",
-    ".mkv",
-    ".webm",
-    ".wmv",
-    ".flv",
-    ".mpg",
-    ".mpeg",
-    ".mts",
-    ".m2ts",
-    ".ts",
-    ".ogv",
-    ".3gp",
-)
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".mts", ".m2ts",
+                  ".ts", ".ogv", ".3gp")  # fmt: skip
 
 Problem = Callable[[str, str], None]
 """Told the name of an input and the reason why it, or the rest of it, cannot be read."""

@@ -86,7 +86,7 @@ def measure(
     start = time.perf_counter()
     loader = TestLoader(source, dist)
     result = evaluate(
-        model, loader, metrics, len(source.class_names) or None,
+        model, loader, metrics, source.num_classes,
         observe=observe, predict=averaged if is_averaged else None,
     )  # fmt: skip
     seconds = time.perf_counter() - start
