@@ -35,10 +35,10 @@ lint: $(INSTALLED) ## check style and formatting
 types: $(INSTALLED) ## check the types
 	$(BIN)/mypy
 
-schema: $(INSTALLED) ## rewrite what is generated from the options: options/schema.json, the tables in README.md
+schema: $(INSTALLED) ## rewrite what is generated from the options: options/schema.json and docs/options.md
 	$(BIN)/python main_train.py --schema > options/.schema.tmp
 	mv options/.schema.tmp options/schema.json
-	$(BIN)/python -m tests.readme_table --write
+	$(BIN)/python -m tests.options_page --write
 
 clean: ## remove caches; never experiments, data or the environment
 	rm -rf .mypy_cache .pytest_cache .ruff_cache options/.schema.tmp

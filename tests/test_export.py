@@ -23,12 +23,12 @@ from models.network_fer_resnet import FerResNet
 from models.select_model import MODELS, define_model
 from models.select_network import NETWORKS, define_G
 from tests.helpers import ONE_RANK, changed, tiny_option_mapping, validated
-from tests.readme_table import README
 from tests.run_helpers import flip_bit
 from tests.test_networks import SMALL, images
 from tests.trained_models import CLASSES, Command, command, trained
 from utils import utils_option
 
+README = Path(__file__).parent.parent / "README.md"
 __all__ = ["command", "trained"]  # fixtures
 
 Run = Callable[[np.ndarray], np.ndarray]

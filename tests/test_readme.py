@@ -1,4 +1,4 @@
-"""README.md keeps its word: tables, commands and links are real, and all that it shows how to add trains together."""
+"""The documents keep their word: tables, commands and links are real, and all that README.md adds trains together."""
 
 import csv
 import json
@@ -23,16 +23,17 @@ import models.select_network
 import utils.utils_metrics
 from tables import TABLES as OPTION_TABLES
 from tests.helpers import changed, tiny_option_mapping, write_options
-from tests.readme_table import README, option_tables, readme_with
+from tests.options_page import OPTIONS_PAGE, options_page
 from utils.utils_dist import Dist
 from utils.utils_option import parse
 from utils.utils_signal import StopRequest
 from utils.utils_table import Table
 
-PROJECT = README.parent
-TEXT = README.read_text(encoding="utf-8")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-COMMANDS = re.findall(r"^ {4}(\S.*main_(?:train|test)\.py.*)$", TEXT, re.MULTILINE)
+PROJECT = Path(__file__).parent.parent
+TEXT = (PROJECT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")])
+ALL_TEXT = "\n".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+COMMANDS = re.findall(r"^ {4,}(\S.*main_(?:train|test)\.py.*)$", ALL_TEXT, re.MULTILINE)
 EXAMPLES = re.findall(r"^```python\n# (\S+)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 TABLES: dict[str, Table] = {
     "NETWORKS": models.select_network.NETWORKS,
@@ -45,20 +46,20 @@ TABLES: dict[str, Table] = {
 }
 
 
-def test_the_option_tables_are_current() -> None:
-    assert readme_with(option_tables()) == TEXT, "run `make schema`"
+def test_the_options_page_is_current() -> None:
+    assert OPTIONS_PAGE.read_text(encoding="utf-8") == options_page(), "run `make schema`"
 
 
-def test_the_option_tables_have_every_key() -> None:
+def test_the_options_page_has_every_key() -> None:
     schema = json.loads((PROJECT / "options" / "schema.json").read_text(encoding="utf-8"))
     sections = [schema, *schema["$defs"].values()]
     keys = {key for each in sections for key, value in each["properties"].items() if not value.get("deprecated")}
     keys -= {"$schema", *(key for key, value in schema["properties"].items() if "$ref" in value), "datasets"}
-    assert keys <= set(re.findall(r"[\w]+", " ".join(re.findall(r"^\| `([^`]+)`", TEXT, re.MULTILINE))))
+    assert keys <= set(re.findall(r"[\w]+", " ".join(re.findall(r"^\| `([^`]+)`", options_page(), re.MULTILINE))))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_readme_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_of_a_document_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = shlex.split(command)
     script = next(word for word in words if word.endswith(".py"))
     assert (PROJECT / script).is_file()
@@ -72,7 +73,7 @@ def test_a_command_of_the_readme_is_understood(command: str, monkeypatch: pytest
 
 
 def test_what_stands_beside_another_trainers_flag_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
-    section = TEXT[TEXT.index("## Coming from elsewhere") : TEXT.index("## Coming from KAIR")]
+    section = (PROJECT / "docs" / "coming_from.md").read_text(encoding="utf-8")
     here = [row.split(" | ", 1)[1] for row in re.findall(r"^\| (.* \| .*) \|$", section, re.MULTILINE)]
     values = {"F": "x.csv", "N": "4", "X": "0.1", "D": "folder", "C": "x.csv"}
     settings = re.findall(r"`--set ([\w.]+)=([A-Z])`", " ".join(here))
@@ -90,18 +91,24 @@ def test_the_readme_shows_commands() -> None:
     assert len(COMMANDS) >= 5
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_and_targets_of_a_document_exist(name: str) -> None:
-    text = (PROJECT / name).read_text(encoding="utf-8")
-    headings = {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in re.findall(r"^#+ (.+)$", text, re.M)}
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_targets_of_a_document_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif "://" not in target:
-            assert (PROJECT / target).exists(), target
+        if "://" not in target:
+            file, _, heading = target.partition("#")
+            linked = document.parent / file if file else document
+            assert linked.exists(), target
+            assert not heading or heading in _headings(linked), target
     makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
     assert set(re.findall(r"(?:`|^ {4})make ([a-z]+)", text, re.MULTILINE)) <= targets
+
+
+def _headings(document: Path) -> set[str]:
+    """What GitHub makes of the headings of a document, to link to."""
+    lines = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
 
 
 def test_what_the_readme_adds_trains_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""The option tables of README.md, made from the schema: `python -m tests.readme_table --write` brings them up to date.
+"""docs/options.md, made from the schema: `python -m tests.options_page --write` brings it up to date.
 
-Without --write it prints them. tests/test_readme.py fails while README.md holds anything else.
+Without --write it is printed. tests/test_readme.py fails while the file holds anything else.
 """
 
 import inspect
@@ -13,9 +13,12 @@ from typing import Any
 from tables import TABLES
 from utils.utils_option import json_schema
 
-README = Path(__file__).parent.parent / "README.md"
-BEGIN = "<!-- `make schema` writes what follows -->"
-END = "<!-- end of what `make schema` writes -->"
+OPTIONS_PAGE = Path(__file__).parent.parent / "docs" / "options.md"
+INTRODUCTION = """\
+# Options
+
+`make schema` writes this file from the option classes; do not edit it. The README says how
+[an option file is written](../README.md#options), [options/fer.json](../options/fer.json) is one with comments."""
 DATASETS = "datasets.train, datasets.test, datasets.test_&lt;name&gt;"
 # the table, where an option file names its entries, and the section of the schema that holds their arguments
 NAMED = (
@@ -33,35 +36,27 @@ NAMED = (
 Schema = dict[str, Any]
 
 
-def option_tables() -> str:
+def options_page() -> str:
     """Every key of an option file with what it allows, its default and its meaning; then every name."""
     schema = json_schema(TABLES)
-    names = "Names, and the arguments that stand beside them (those of a loss: in `G_lossfn_args`):"
-    return "\n\n".join([*_sections(schema), names, _names(schema)])
-
-
-def readme_with(tables: str) -> str:
-    """README.md with `tables` between its two markers."""
-    before, begin, rest = README.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, f"README.md has no line {BEGIN}"
-    assert end, f"README.md has no line {END}"
-    return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
+    names = "## Names\n\nWith the arguments that stand beside them (those of a loss: in `G_lossfn_args`)."
+    return "\n\n".join([INTRODUCTION, *_sections(schema), names, *_names(schema)]) + "\n"
 
 
 def _sections(schema: Schema) -> Iterator[str]:
     top = {key: value for key, value in schema["properties"].items() if key != "$schema"}
     sections = {key: _reference(value) for key, value in top.items()} | {"datasets": "DatasetOptions"}
     leaves = {key: value for key, value in top.items() if not sections[key]}
-    yield _option_table("top level", _rows(schema, {"properties": leaves, "required": schema["required"]}))
+    yield _option_table("Top level", _rows(schema, {"properties": leaves, "required": schema["required"]}))
     for key, name in sections.items():
         if name:
             title = DATASETS if key == "datasets" else key
-            yield _option_table(title, _rows(schema, schema["$defs"][name]), f": {_escaped(top[key]['description'])}")
+            yield _option_table(title, _rows(schema, schema["$defs"][name]), top[key]["description"])
 
 
 def _option_table(title: str, rows: Iterable[tuple[str, ...]], meaning: str = "") -> str:
-    return f"**{title}**{meaning}\n\n" + _table(("key", "allowed", "default", "meaning"), rows)
+    lead = f"{_escaped(meaning[0].upper() + meaning[1:])}.\n\n" if meaning else ""
+    return f"## {title}\n\n{lead}" + _table(("key", "allowed", "default", "meaning"), rows)
 
 
 def _rows(schema: Schema, section: Schema, prefix: str = "") -> Iterator[tuple[str, ...]]:
@@ -77,18 +72,17 @@ def _rows(schema: Schema, section: Schema, prefix: str = "") -> Iterator[tuple[s
                 yield from _rows(schema, schema["$defs"][name], prefix + deeper)
 
 
-def _names(schema: Schema) -> str:
-    rows = []
+def _names(schema: Schema) -> Iterator[str]:
     for kind, where, section in NAMED:
         branches = schema["$defs"][section]["allOf"] if section else []
-        where = f"`{where}`"
         arguments = dict(map(_named_arguments, branches))
+        head = ("name", "arguments", "meaning") if arguments else ("name", "meaning")
+        rows = []
         for name, entry in TABLES[kind].items():
             shown = ", ".join(_argument(*each) for each in arguments.get(name, {}).items())
             meaning = (inspect.getdoc(entry) or "").partition("\n\n")[0].replace("\n", " ")
-            rows.append((where, f"`{name}`", shown, _escaped(meaning)))
-            where = ""  # once is enough
-    return _table(("where", "name", "arguments", "meaning"), rows)
+            rows.append((f"`{name}`", *([shown] if arguments else []), _escaped(meaning)))
+        yield f"### {where}\n\n" + _table(head, rows)
 
 
 def _named_arguments(branch: Schema) -> tuple[str, Schema]:
@@ -153,6 +147,6 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 if __name__ == "__main__":
     if "--write" in sys.argv[1:]:
-        README.write_text(readme_with(option_tables()), encoding="utf-8")
+        OPTIONS_PAGE.write_text(options_page(), encoding="utf-8")
     else:
-        print(option_tables())
+        print(options_page(), end="")
