@@ -20,7 +20,7 @@ from models.loss_meter import NonFiniteLossError
 from models.model_plain import Batch, enabled_parts
 from models.portable_model import pack_model, train_record
 from models.select_model import define_model
-from models.select_network import check_num_classes
+from models.select_network import check_fits_data
 from utils.utils_dist import Dist, leave_process_group
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
@@ -58,7 +58,9 @@ class Trainer:
         self._is_judged_anew = self.progress.best_iter != saved.best_iter
         self._seed = self._choose_seed(opt)
         train = sources["train"]
-        check_num_classes(opt.netG, train.class_names)
+        for source in sources.values():
+            root_joint_idx = getattr(source.dataset, "root_joint_idx", None)
+            check_fits_data(opt.netG, source.class_names, root_joint_idx)
         self.stream = TrainStream(
             len(train.dataset), opt.datasets["train"].dataloader_batch_size, self._seed, dist.rank, dist.world_size
         )

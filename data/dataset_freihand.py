@@ -57,7 +57,7 @@ class FreiHand:
         versions: Sequence[Version] | None = None,
     ) -> None:
         _check_arguments(split, size, root_joint_idx, versions)
-        self._root, self._size, self._root_joint_idx = Path(dataroot), size, root_joint_idx
+        self._root, self._size, self.root_joint_idx = Path(dataroot), size, root_joint_idx
         part = "evaluation" if split == "evaluation" else "training"
         xyz, intrinsics = (self._root / f"{part}_{kind}.json" for kind in ("xyz", "K"))
         self._joints_mm = _read(xyz, (NUM_JOINTS, 3)) * METRES_TO_MM
@@ -91,7 +91,7 @@ class FreiHand:
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
         image = _read_image(self._root / self._files[index], self._size)
         joints = self._joints_mm[self._places[index][1]]
-        target = torch.from_numpy((joints - joints[self._root_joint_idx]).astype(np.float32))
+        target = torch.from_numpy((joints - joints[self.root_joint_idx]).astype(np.float32))
         return {"input": torch.from_numpy(image), "target": target, "name": self.name(index)}
 
     def name(self, index: int) -> str:
@@ -105,7 +105,7 @@ class FreiHand:
         """
         sample = self._places[index][1]
         shrunk = np.diag([self._size / IMAGE_SIZE, self._size / IMAGE_SIZE, 1.0])
-        return shrunk @ self._intrinsics[sample], self._joints_mm[sample, self._root_joint_idx]
+        return shrunk @ self._intrinsics[sample], self._joints_mm[sample, self.root_joint_idx]
 
 
 def _check_arguments(split: str, size: int, root_joint_idx: int, versions: Sequence[str] | None) -> None:

@@ -12,7 +12,7 @@ NUM_APPEARANCE = 32  # features that say what the image looks like at a joint
 
 
 class HandPoseNet(nn.Module):
-    """Joints (B, num_joints, 3) in mm relative to joint 0, which is exactly 0, from images (B, 3, size, size).
+    """Joints (B, num_joints, 3) in mm relative to one of them, which is exactly 0, from images (B, 3, size, size).
 
     Each joint's heatmap is a softmax over the pixels of a feature map; its expectations are where the joint is in the
     image (integral regression, Sun et al., ECCV 2018) and what the image looks like there. How many millimetres that
@@ -20,7 +20,8 @@ class HandPoseNet(nn.Module):
 
     size: height and width of the input in pixels. widths: channels after the stem and after each stage; each of them
     halves the image. depths: residual blocks in each stage. heat_width: channels of the map under the heatmaps, which
-    is twice as fine as the last stage. dropout: probability before the linear layer.
+    is twice as fine as the last stage. dropout: probability before the linear layer. root_joint_idx: the joint that the
+    others are relative to.
     The output is float32, also under autocast: bf16 would round 100 mm by half a millimetre.
     """
 
@@ -32,10 +33,11 @@ class HandPoseNet(nn.Module):
         depths: Sequence[int] = (1, 2, 1),
         heat_width: int = 128,
         dropout: float = 0.0,
+        root_joint_idx: int = 0,
     ) -> None:
         super().__init__()
-        _check(size, num_joints, widths, depths)
-        self.size, self.num_joints = size, num_joints
+        _check(size, num_joints, widths, depths, root_joint_idx)
+        self.size, self.num_joints, self.root_joint_idx = size, num_joints, root_joint_idx
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
         )
@@ -65,7 +67,7 @@ class HandPoseNet(nn.Module):
             of_joints = soft_argmax(heat.float(), appearance.float()).flatten(1)
             whole = maps[-1].float().mean(dim=(2, 3))
             joints = self.head(self.dropout(torch.cat([of_joints, whole], dim=1))).unflatten(1, (self.num_joints, 3))
-            return MM_PER_UNIT * (joints - joints[:, :1])
+            return MM_PER_UNIT * (joints - joints[:, self.root_joint_idx, None])
 
 
 def soft_argmax(heat: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
@@ -83,10 +85,12 @@ def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
-def _check(size: int, num_joints: int, widths: Sequence[int], depths: Sequence[int]) -> None:
+def _check(size: int, num_joints: int, widths: Sequence[int], depths: Sequence[int], root_joint_idx: int) -> None:
     """ValueError for arguments that do not fit each other."""
     if num_joints < 2:
-        raise ValueError(f"netG.num_joints: {num_joints} must be at least 2: all are relative to the first")
+        raise ValueError(f"netG.num_joints: {num_joints} must be at least 2: all are relative to one of them")
+    if not 0 <= root_joint_idx < num_joints:
+        raise ValueError(f"netG.root_joint_idx: {root_joint_idx} is not one of the joints 0 to {num_joints - 1}")
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"netG.widths: {list(widths)} must be two or more positive numbers")
     if len(depths) != len(widths) - 1 or min(depths) < 1:

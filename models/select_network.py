@@ -14,17 +14,20 @@ from utils.utils_table import Table
 NETWORKS = Table("network", {"fer_resnet": FerResNet, "fer_vgg": FerVGG, "hand_pose_net": HandPoseNet})
 
 
-def check_num_classes(options: NetOptions, class_names: Sequence[str]) -> None:
-    """UserError when a network that has `num_classes` does not have one for each class of the data."""
-    field = NETWORKS.arguments(options.net_type).model_fields.get("num_classes")
-    if field is None or not class_names:
-        return
-    num_classes = options.arguments.get("num_classes", field.default)
-    if num_classes != len(class_names):
-        raise UserError(
-            f"netG.num_classes: {num_classes}, but the data has {len(class_names)} classes "
-            f"({', '.join(class_names)}); use {len(class_names)}"
-        )
+def check_fits_data(options: NetOptions, class_names: Sequence[str], root_joint_idx: int | None) -> None:
+    """UserError when the network is built for other classes, or for joints relative to another one, than the data's."""
+    if class_names:
+        has = f"has {len(class_names)} classes ({', '.join(class_names)})"
+        _check_argument(options, "num_classes", len(class_names), has)
+    if root_joint_idx is not None:
+        _check_argument(options, "root_joint_idx", root_joint_idx, f"has joints relative to joint {root_joint_idx}")
+
+
+def _check_argument(options: NetOptions, name: str, wanted: int, has: str) -> None:
+    """UserError when a network that has the argument `name` does not get `wanted`."""
+    field = NETWORKS.arguments(options.net_type).model_fields.get(name)
+    if field is not None and (value := options.arguments.get(name, field.default)) != wanted:
+        raise UserError(f"netG.{name}: {value}, but the data {has}; use {wanted}")
 
 
 def define_G(options: NetOptions) -> nn.Module:

@@ -348,21 +348,35 @@ def test_two_ranks_refuse_wrong_options_together(new_run: NewRun) -> None:
 
 def test_a_sample_that_only_another_rank_draws_is_named_by_it(server: RunServer, tmp_path: Path) -> None:
     data = write_freihand(tmp_path / "freihand")
-    train = {"dataset_type": "freihand", "dataroot": str(data), "split": "train", "size": 32}
+    options = _hand_options(tmp_path, data)
     hands = FreiHand(str(data), "train", 32)
     stream = TrainStream(len(hands), 4, seed=0, rank=1, world_size=2)
     path = data / hands.name(int(stream.samples(stream.positions(1))[0]))
     path.write_text("no image")
-    options = run_options(
-        tmp_path, datasets={"train": {**train, "dataloader_batch_size": 4}}, val={}, train__G_accumulation_steps=1,
-        train__G_lossfn_type="l1", train__G_lossfn_args={},
-        netG={"net_type": "hand_pose_net", "size": 32, "widths": [4, 8, 8], "depths": [1, 1], "heat_width": 8},
-    )  # fmt: skip
     ended = Run(server, tmp_path / "run", options).launch(num_ranks=2)
     assert ended.statuses[1] == 2
     assert f"{path}: not an image, or damaged" in ended.outputs[1]
     assert "another rank has ended" in ended.outputs[0]
     assert "Traceback" not in ended.output + ended.outputs[1]
+
+
+def test_hands_relative_to_another_joint_than_the_networks_are_refused(server: RunServer, tmp_path: Path) -> None:
+    run = Run(server, tmp_path / "run", _hand_options(tmp_path, write_freihand(tmp_path / "freihand")))
+    named = "netG.root_joint_idx: 0, but the data has joints relative to joint 9; use 9"
+    relative_to_9 = ("--set", "datasets.train.root_joint_idx=9")
+    ended = run.launch(*relative_to_9)
+    assert (ended.status, named in ended.output) == (2, True), ended.output
+    ended = run.launch(*relative_to_9, "--set", "netG.root_joint_idx=9", "--dry_run")
+    assert ended.status == 0, ended.output
+
+
+def _hand_options(folder: Path, data: Path) -> dict[str, Any]:
+    train = {"dataset_type": "freihand", "dataroot": str(data), "split": "train", "size": 32}
+    return run_options(
+        folder, datasets={"train": {**train, "dataloader_batch_size": 4}}, val={}, train__G_accumulation_steps=1,
+        train__G_lossfn_type="l1", train__G_lossfn_args={},
+        netG={"net_type": "hand_pose_net", "size": 32, "widths": [4, 8, 8], "depths": [1, 1], "heat_width": 8},
+    )  # fmt: skip
 
 
 def test_synthetic_data_is_said_loudly(new_run: NewRun, tmp_path: Path) -> None:

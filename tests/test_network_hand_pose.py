@@ -24,13 +24,13 @@ def random_images(count: int, size: int) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("size", "num_joints"), [(32, 5), (48, 21), (96, 2)])
-def test_joints_are_relative_to_the_first(size: int, num_joints: int) -> None:
-    output = built(**{**SMALL, "size": size, "num_joints": num_joints})(random_images(3, size))
+@pytest.mark.parametrize(("size", "num_joints", "root"), [(32, 5, 0), (48, 21, 9), (96, 2, 1)])
+def test_joints_are_relative_to_the_root(size: int, num_joints: int, root: int) -> None:
+    arguments = {**SMALL, "size": size, "num_joints": num_joints, "root_joint_idx": root}
+    output = built(**arguments)(random_images(3, size))
     assert output.shape == (3, num_joints, 3)
     assert output.dtype == torch.float32
-    assert torch.equal(output[:, 0], torch.zeros(3, 3))
-    assert bool((output[:, 1:] != 0).all())
+    assert (output == 0).all(dim=2).tolist() == [[joint == root for joint in range(num_joints)]] * 3
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 64), (2, 1, 32, 32), (2, 3, 32, 48)])

@@ -240,6 +240,11 @@ def test_fer_vgg_takes_the_size_it_was_built_for() -> None:
         ("hand_pose_net", {"depths": [1, 1, 1]}, "netG.depths"),
         ("hand_pose_net", {"depths": [1, 0]}, "netG.depths"),
         ("hand_pose_net", {"num_joints": 1}, "netG.num_joints"),
+        (
+            "hand_pose_net",
+            {"num_joints": 5, "root_joint_idx": 5},
+            "netG.root_joint_idx: 5 is not one of the joints 0 to 4",
+        ),
         ("fer_resnet", {"widths": "8"}, "widths"),
         ("fer_resnet", {"width": [8]}, "width"),
     ],

@@ -78,7 +78,7 @@ def mse() -> Metric:
 
 
 def mpjpe() -> Metric:
-    """Mean distance of root-relative joints (B, J, 3) from their truth in mm, the root itself included."""
+    """Mean distance of joints (B, J, 3) from their truth in mm, both relative to joint 0, which is included."""
     return _of_poses("mpjpe")
 
 
@@ -93,7 +93,7 @@ def avg_metric() -> Metric:
 
 
 def pck_auc() -> Metric:
-    """Area under the PCK curve of root-relative joints, 0 to 50 mm, in [0, 1], as FreiHAND's evaluation takes it."""
+    """Area under the PCK curve of joints relative to joint 0, 0 to 50 mm, in [0, 1], as in FreiHAND's evaluation."""
     return _of_poses("pck_auc")
 
 
@@ -108,7 +108,7 @@ def pck_curve() -> Metric:
 
 
 def joint_error(num_joints: int = 21) -> Metric:
-    """Mean distance of each root-relative joint from its truth in mm: (num_joints,)."""
+    """Mean distance of each joint from its truth in mm, both relative to joint 0: (num_joints,)."""
     return _of_poses("joint_error", (num_joints,))
 
 
