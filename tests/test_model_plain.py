@@ -18,6 +18,7 @@ from models.select_model import MODELS
 from models.select_network import NETWORKS
 from tests.helpers import ONE_RANK, class_batch, messages, net_options, same_tensors, validated
 from utils.utils_checkpoint import ResumePoint
+from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_option import Options
 from utils.utils_seed import seed_global_generators, seed_of
@@ -516,6 +517,18 @@ def test_dropout_differs_between_iterations_and_repeats_for_one() -> None:
     torch.rand(17)
     assert torch.equal(gradient(fresh(), 5), first)
     assert not torch.equal(gradient(fresh(), 6), first)
+
+
+def test_ranks_get_different_dropout() -> None:
+    """Each rank draws its own masks: with equal ones, equal samples would have equal gradients."""
+
+    def gradient(rank: int) -> torch.Tensor:
+        model = ModelPlain(net_options(dropout=0.5), Dist(rank=rank), SEED)
+        model.optimize_parameters([class_batch(1)], 1)
+        return model.netG.get_parameter("head.weight").grad.clone()  # type: ignore[union-attr]
+
+    assert torch.equal(gradient(1), gradient(1))
+    assert not torch.allclose(gradient(0), gradient(1), atol=1e-6)
 
 
 def test_micro_batches_get_different_dropout() -> None:

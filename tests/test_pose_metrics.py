@@ -30,6 +30,7 @@ from utils.utils_pose import (
     joint_errors_mm,
     mpjpe_mm,
     pa_mpjpe_mm,
+    pa_pck_auc,
     pck_auc,
     pck_curve,
     procrustes_align,
@@ -143,6 +144,14 @@ def test_auc_is_that_of_freihand() -> None:
     assert auc == pytest.approx(np.mean(areas), rel=1e-12)
     assert 0.3 < auc < 0.8
     assert auc != pytest.approx(np.mean([np.mean(errors_m <= each) for each in thresholds]), rel=1e-5), "no trapezoid"
+
+
+def test_auc_after_the_alignment_is_that_of_scipys_alignment() -> None:
+    target, output = hands(20), moved(noisy(hands(20), 12))
+    aligned = np.stack([aligned_by_scipy(*pair) for pair in zip(output, target, strict=True)])
+    auc = pa_pck_auc(tensor(output), tensor(target))
+    assert auc.tolist() == pytest.approx(pck_auc(tensor(aligned), tensor(target)).tolist(), rel=1e-9)
+    assert float(auc.min()) > float(pck_auc(tensor(output), tensor(target)).max())
 
 
 # Procrustes.

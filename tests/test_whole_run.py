@@ -1,0 +1,113 @@
+"""A whole run, from the CSV to the files, against a loop written by hand: the same weights and average, bit for bit."""
+
+import copy
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import main_train
+from data.train_stream import TrainStream
+from models.select_network import define_G
+from tests.helpers import NORMALIZE, changed, same_tensors, tiny_csv, tiny_option_mapping, validated, write_options
+from utils.utils_dist import process_group
+from utils.utils_option import NetOptions
+from utils.utils_signal import StopRequest
+
+NUM_ITERS, BATCH_SIZE, SEED, RATE, DECAY = 7, 8, 5, 0.02, 0.7
+MILESTONES = {3: 0.5, 5: 0.25}
+NETWORK = {"net_type": "fer_resnet", "widths": [4, 8], "depths": [1, 1]}
+
+State = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[State, State, State, Path]:
+    """The first weights, what the run saved as G and as E, and its data."""
+    folder = tmp_path_factory.mktemp("run")
+    data = tiny_csv(folder, num_train=20)
+    torch.manual_seed(1)
+    first = define_G(NetOptions(**NETWORK)).state_dict()
+    torch.save(first, folder / "first.pth")
+    train: dict[str, Any] = {
+        "G_lossfn_type": "cross_entropy", "G_optimizer_type": "adamw", "G_optimizer_lr": RATE, "G_optimizer_wd": 0.1,
+        "G_scheduler_type": "MultiStepLR", "G_scheduler_milestones": list(MILESTONES), "G_scheduler_gamma": 0.5,
+        "E_decay": DECAY, "total_iter": NUM_ITERS, "checkpoint_save": 4, "checkpoint_test": 3, "manual_seed": SEED,
+        "num_threads": 1,
+    }  # fmt: skip
+    mapping = changed(
+        tiny_option_mapping(folder, data), train=train, netG=NETWORK, datasets__train__transforms=[NORMALIZE],
+        path__pretrained_netG=str(folder / "first.pth"),
+    )  # fmt: skip
+    opt, option_file = validated(mapping), write_options(mapping, folder / "options.json")
+    with process_group(opt.train.num_threads) as dist, StopRequest(dist) as stop:
+        assert main_train.train(opt, dist, stop, option_file, dry_run=False) == 0
+    parts = (torch.load(folder / "tiny" / "models" / f"{NUM_ITERS}_{part}.pth", weights_only=True) for part in "GE")
+    return first, *parts, Path(data)
+
+
+def batches(data: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    with open(data, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["Usage"] == "Training"]
+    pixels = np.array([row["pixels"].split() for row in rows], np.float32).reshape(-1, 1, 48, 48)
+    images = (torch.from_numpy(pixels) / 255 - NORMALIZE["mean"]) / NORMALIZE["std"]  # type: ignore[operator]
+    targets = torch.tensor([int(row["emotion"]) for row in rows])
+    stream = TrainStream(len(rows), BATCH_SIZE, SEED)
+    for current_iter in range(1, NUM_ITERS + 1):
+        drawn = torch.from_numpy(stream.samples(stream.positions(current_iter)))
+        yield images[drawn], targets[drawn]
+
+
+def trained_by_hand(first: State, data: Path, mistake: str | None) -> tuple[State, State]:
+    net = define_G(NetOptions(**NETWORK))
+    net.load_state_dict(first)
+    average = copy.deepcopy(net)
+    matrices = [parameter for parameter in net.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE, fused=True)
+
+    def set_rate(current_iter: int) -> None:
+        rate = RATE * min([1.0, *(factor for start, factor in MILESTONES.items() if current_iter > start)])
+        for group in optimizer.param_groups[: 1 if mistake == "the rate of one group" else 2]:
+            group["lr"] = rate
+
+    @torch.no_grad()
+    def move_average(current_iter: int) -> None:
+        decay = min(DECAY, (1 + current_iter) / (10 + current_iter))
+        for averaged, value in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+            if value.is_floating_point():
+                averaged.lerp_(value, 1 - decay)
+            else:
+                averaged.copy_(value)
+
+    for current_iter, (images, targets) in enumerate(batches(data), start=1):
+        if mistake != "the rate after the update":
+            set_rate(current_iter)
+        if mistake == "the average before the update":
+            move_average(current_iter)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(images), targets).backward()
+        optimizer.step()
+        if mistake == "the rate after the update":
+            set_rate(current_iter)
+        if mistake != "the average before the update":
+            move_average(current_iter)
+    return net.state_dict(), average.state_dict()
+
+
+@pytest.mark.parametrize(
+    "mistake", [None, "the rate of one group", "the rate after the update", "the average before the update"]
+)
+def test_a_run_saves_what_a_loop_written_by_hand_has(
+    saved: tuple[State, State, State, Path], mistake: str | None
+) -> None:
+    first, netG, netE, data = saved
+    by_hand = trained_by_hand(first, data, mistake)
+    assert (same_tensors(netG, by_hand[0]) and same_tensors(netE, by_hand[1])) == (mistake is None)
+    assert not same_tensors(netG, netE)
