@@ -20,7 +20,7 @@ from models.loss_meter import NonFiniteLossError
 from tables import TABLES
 from trainer import Trainer
 from utils import utils_option as option
-from utils.utils_dist import Dist, end_process, is_lost_rank, launched_rank, process_group
+from utils.utils_dist import Dist, end_process, is_first_of_machine, is_lost_rank, launched_rank, process_group
 from utils.utils_error import SampleError, UserError
 from utils.utils_experiment import Experiment
 from utils.utils_logger import start_console
@@ -92,7 +92,7 @@ def main() -> int:
         with process_group(opt.train.num_threads) as dist, StopRequest(dist) as stop:
             return train(opt, dist, stop, args.opt, args.dry_run)
     except UserError as error:
-        if launched_rank() == 0 or isinstance(error, SampleError):
+        if is_first_of_machine() or isinstance(error, SampleError):
             logger.error("%s", error)
         return 2
     except NonFiniteLossError as error:

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import logging
 import secrets
+import shlex
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ from models.select_network import check_fits_data
 from utils.utils_dist import Dist, leave_process_group
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
-from utils.utils_image import image_grid
+from utils.utils_image import image_grid, is_picture
 from utils.utils_logger import print_block
 from utils.utils_metrics import MetricValue, check_best_metric, spoken, with_unit
 from utils.utils_option import Options, with_total_iter
@@ -85,7 +86,7 @@ class Trainer:
         self._result: dict[str, MetricValue] = {}
         self._saved_iter, self._tested_iter = self.start_iter, -1
         # An earlier launch ended the run and wrote everything.
-        self._was_finished = not self._has_work and dist.on_main(self._final_model_iter) == self.start_iter
+        self._was_finished = not self._has_work and self._final_model_iter() == self.start_iter
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -106,23 +107,21 @@ class Trainer:
         if self._has_work:
             first = _, micro_batches = next(self._loader)
             self._loader = itertools.chain([first], self._loader)  # only looked at here: it is trained on in its turn
-            self.model.probe(micro_batches[0])
+            self._dist.together(lambda: self.model.probe(micro_batches[0]))
             self.model.rebuild_buckets(micro_batches)
-            self._probe_tests()
+            self._dist.together(self._probe_tests)
         self.model.load(self._resume)
         self.model.num_skipped_in_a_row = self.progress.num_skipped_in_a_row
         self.model.losses.sum, self.model.losses.count = self.progress.loss_sum, self.progress.num_losses
         self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
-        if self._is_judged_anew and self._has_work:
-            logger.warning(
-                "The metric or the data that selects the best model has changed: it is chosen anew from here."
-            )
-            self._experiment.set_aside_model("best_model.pth", "was the best by another metric or on other test data")
+        if self._has_work:
+            self._set_stale_best_aside(guarantee)
+        self._warn_of_other_counts()
         self._experiment.save_options()
         log = self._experiment.log
         log.start(self.start_iter, self.total_iter)
-        if log.wants_images and self._has_work:
+        if log.wants_images and self._has_work and is_picture(micro_batches[0]["input"][0]):
             self._augmented = image_grid(micro_batches[0]["input"][:32])
 
     def batches(self) -> Iterator[tuple[int, list[Batch]]]:
@@ -212,6 +211,42 @@ class Trainer:
     def _has_work(self) -> bool:
         return self.start_iter < self.total_iter and not self.is_out_of_patience
 
+    def _set_stale_best_aside(self, guarantee: str) -> None:
+        """Set best_model.pth aside if no test to come can be compared with it; the best is chosen anew. Collective."""
+        if self._is_judged_anew:
+            reason = "was the best by another metric or on other test data"
+        elif self._dist.on_main(lambda: self._is_best_overwritten(guarantee)):
+            reason = "is of an iteration that comes again with other weights"
+            self.progress = self.progress.judged_anew()
+        else:
+            return
+        logger.warning("The best model is chosen anew from here.")
+        self._experiment.set_aside_model("best_model.pth", reason)
+
+    def _is_best_overwritten(self, guarantee: str) -> bool:
+        """Whether a launch that this one does not repeat bit for bit saved a best model after the set resumed from."""
+        iteration = self._model_iter("best_model.pth")
+        is_exact = guarantee.startswith("EXACT") and not self._experiment.option_changes()
+        return iteration is not None and iteration > self.start_iter and not is_exact
+
+    def _warn_of_other_counts(self) -> None:
+        """The iterations behind are not recounted when a batch or the data has another size."""
+        now = self._stream_record
+        saved = self._resume.manifest.stream if self._resume and self._resume.manifest else now
+        sizes = ("batch_size", "num_samples")
+        if self.opt.train.total_epochs is not None and any(saved[key] != now[key] for key in sizes):
+            logger.warning(
+                "The %s iterations behind drew %s of %s samples each, and %s of %s from here on. total_epochs counts "
+                "them as if they had been alike: the run ends at iteration %s; train.total_iter sets another end.",
+                f"{self.start_iter:,}", *(f"{each[key]:,}" for each in (saved, now) for key in sizes),
+                f"{self.total_iter:,}",
+            )  # fmt: skip
+        if self.start_iter > self.total_iter:
+            logger.warning(
+                "The run has %s iterations behind it, more than the %s that the options ask for.",
+                f"{self.start_iter:,}", f"{self.total_iter:,}",
+            )  # fmt: skip
+
     def _probe_tests(self) -> None:
         """Look at every test before hours of training lead to the first one."""
         for name, loader in self._test_loaders.items():
@@ -222,8 +257,11 @@ class Trainer:
                 raise type(error)(f"datasets.{name}: {error}") from error
 
     def _final_model_iter(self) -> int | None:
+        return self._dist.on_main(lambda: self._model_iter("final_model.pth"))
+
+    def _model_iter(self, name: str) -> int | None:
         try:
-            return int(load_state(self._experiment.models / "final_model.pth")["iter"])
+            return int(load_state(self._experiment.models / name)["iter"])
         except (UserError, KeyError, TypeError):
             return None  # none yet, or not ours
 
@@ -327,7 +365,9 @@ class Trainer:
             "start": start,
             "resume": guarantee,
             "next": f"iteration {next_iter:,} of {self.total_iter:,}, epoch {self.stream.epoch(next_iter)}, "
-            f"position {position:,}, learning rate {learning_rate(next_iter, train):.3e}",
+            f"position {position:,}, learning rate {learning_rate(next_iter, train):.3e}"
+            if self._has_work
+            else "",
             "data": ", ".join(f"{name} {len(source.dataset):,}" for name, source in self._sources.items())
             + f" samples; batch {self.stream.batch_size}, {num_batches:.1f} an epoch",
             "SYNTHETIC": self._synthetic or "",
@@ -354,6 +394,6 @@ class Trainer:
         files = [name for name in ("best_model.pth", "final_model.pth") if (models / name).exists()]
         lines["files"] = f"{models}: {', '.join(files)}"
         if "test" in self._sources and files:
-            lines["verify with"] = f"python main_test.py verify {models / files[0]}"
+            lines["verify with"] = f"python main_test.py verify {shlex.quote(str(models / files[0]))}"
         lines["SYNTHETIC"] = self._synthetic or ""
         print_block("Done", lines.items())

@@ -52,9 +52,10 @@ def probe(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_classes: 
     try:
         output = model.test(batch)
         model.test_loss(output)
-        for metric in _build(metrics, num_classes, model.device).values():
+        for name, metric in _build(metrics, num_classes, model.device).items():
             metric.update(output, model.target)
-            metric.compute()
+            if metric.compute().ndim and name == model.opt.val.best_metric:
+                raise UserError(f"val.best_metric: {name} has many values, and the best model needs a single number")
     except UserError:
         raise
     except (RuntimeError, IndexError, ValueError) as error:

@@ -18,7 +18,8 @@ INTRODUCTION = """\
 # Options
 
 `make schema` writes this file from the option classes; do not edit it. The README says how
-[an option file is written](../README.md#options), [options/fer.json](../options/fer.json) is one with comments."""
+[an option file is written](../README.md#options), [options/fer.json](../options/fer.json) is one with comments.
+Whole numbers other than seeds go up to 10^12."""
 DATASETS = "datasets.train, datasets.test, datasets.test_&lt;name&gt;"
 # the table, where an option file names its entries, and the section of the schema that holds their arguments
 NAMED = (
@@ -121,7 +122,7 @@ def _allowed(schema: Schema) -> str:
 def _bounds(schema: Schema) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {schema[limit]:g}" for limit, sign in signs.items() if limit in schema]
-    return ", ".join(bounds).replace(f"≤ {2**63 - 1:g}", "< 2^63")
+    return ", ".join(bounds).replace(", ≤ 1e+12", "").replace(f"≤ {2**63 - 1:g}", "< 2^63")
 
 
 def _default(schema: Schema, key: str, value: Schema, required: bool) -> str:

@@ -113,7 +113,7 @@ def test_what_selects_the_best_model_may_change(new_run: NewRun, tmp_path: Path)
     ended = run.launch("--set", "train.total_iter=6")
     assert ended.status == 0
     assert "EXACT" in ended.output
-    assert "it is chosen anew from here" in ended.output
+    assert "The best model is chosen anew from here" in ended.output
     quarantined = run.model("quarantine/best_model.pth")
     assert quarantined["iter"] == first
     assert run.manifest(6)["progress"]["best_iter"] == 6

@@ -23,6 +23,7 @@ T = TypeVar("T")
 _groups: list[Any] = []
 
 _STORE_SECONDS = 60
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +73,16 @@ class Dist:
             raise UserError(failure)
         return result[0]
 
+    def together(self, function: Callable[[], None]) -> None:
+        """Call `function` on every rank; the first UserError is everyone's. Collective."""
+        failure = None
+        try:
+            function()
+        except UserError as error:
+            failure = str(error)
+        if (failure := self._first_failure(failure)) is not None:
+            raise UserError(failure)
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place. Collective."""
         if self.world_size > 1:
@@ -99,13 +110,18 @@ class Dist:
 
 
 def is_launched_distributed() -> bool:
-    """Whether torchrun (or another launcher that sets WORLD_SIZE) started this process."""
-    return "WORLD_SIZE" in os.environ
+    """Whether torchrun (or another launcher that sets the same four variables) started this process."""
+    return all(name in os.environ for name in _LAUNCHER_VARIABLES)
 
 
 def launched_rank() -> int:
     """This process's rank as its launcher gave it, before any group exists."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if is_launched_distributed() else 0
+
+
+def is_first_of_machine() -> bool:
+    """Whether this is the first of the ranks that its launcher started on this machine."""
+    return not is_launched_distributed() or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 @contextlib.contextmanager
@@ -121,6 +137,7 @@ def process_group(num_threads: int | None = None) -> Iterator[Dist]:
     torch.set_num_threads(threads)
     device = _device(local_rank, local_world_size)
     if not is_launched_distributed():
+        _check_not_half_launched()
         yield Dist(device=device, num_threads=threads)
         return
     _check_launcher()
@@ -156,7 +173,7 @@ def end_process(status: int) -> NoReturn:
     if not is_launched_distributed():
         sys.exit(status)
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         with contextlib.suppress(OSError, ValueError):  # a closed terminal
             stream.flush()
     os._exit(status)
@@ -182,6 +199,16 @@ def _init_process_group(backend: str) -> None:
     store, rank, world_size = next(rendezvous("env://"))
     store = PrefixStore(f"restart_{restart}", store)
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+
+
+def _check_not_half_launched() -> None:
+    """UserError for one of several ranks that would train alone, beside the others, in their folder."""
+    if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
+        missing = " and ".join(name for name in _LAUNCHER_VARIABLES if name not in os.environ)
+        raise UserError(
+            f"WORLD_SIZE is {ranks} in the environment, which lacks {missing}: "
+            "launch with torchrun, or unset WORLD_SIZE to train alone"
+        )
 
 
 def _check_launcher() -> None:

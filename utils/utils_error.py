@@ -4,8 +4,8 @@
 class UserError(ValueError):
     """The options or the data are wrong; the message says what, where, what is allowed and what to do.
 
-    The entry points print it without a traceback and exit with status 2. Of several ranks, which meet it together,
-    the first speaks.
+    The entry points print it without a traceback and exit with status 2. The first rank of each machine speaks: the
+    others meet it too, or see the same files.
     """
 
 

@@ -31,6 +31,7 @@ from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
 from utils.utils_progress import Progress
+from utils.utils_resume import cpu_name
 from utils.utils_snapshot import BackgroundWriter
 from utils.utils_state_file import write_model
 
@@ -248,7 +249,7 @@ def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
     return {
         "ranks": dist.world_size,
         "threads per rank": dist.num_threads,
-        "device": torch.cuda.get_device_name(dist.device) if is_cuda else torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name(dist.device) if is_cuda else cpu_name(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,  # its generator shuffles, and promises no stream for ever
         "amp": opt.train.amp,

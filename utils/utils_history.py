@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,14 @@ def read_history(folder: Path) -> History:
 
 def saved_options(folder: Path) -> list[Path]:
     """The option files of an experiment's launches, oldest first."""
-    return sorted((folder / "options").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return sorted((folder / "options").glob("*.json"), key=_launched)
+
+
+def _launched(path: Path) -> tuple[str, int]:
+    """The time in the name, and the number within that second: those of the files themselves do not survive a copy."""
+    if stamp := re.search(r"_(\d{6}_\d{6})(?:_(\d+))?$", path.stem):
+        return stamp[1], int(stamp[2] or 1)
+    return f"{datetime.datetime.fromtimestamp(path.stat().st_mtime):%y%m%d_%H%M%S}", 1
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,11 @@
 import torch
 
 
+def is_picture(image: torch.Tensor) -> bool:
+    """Whether a tensor is (C, H, W), grey or RGB."""
+    return image.ndim == 3 and len(image) in (1, 3)
+
+
 def image_grid(images: torch.Tensor, num_columns: int = 8, gap: int = 2) -> torch.Tensor:
     """One picture (C, H', W') in [0, 1] of a batch (B, C, H, W) of any range, stretched to its own extremes."""
     images = images.detach().float().cpu()

@@ -28,8 +28,13 @@ class _ConsoleHandler(logging.Handler):
         from tqdm import tqdm
 
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        if stream is None:  # started with >&-
+            return
+        text = self.format(record)
+        if stream.encoding:  # a console without all letters must not end a run either
+            text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
         with contextlib.suppress(OSError):  # a closed terminal or a full disk must not end a run; train.log has it all
-            tqdm.write(self.format(record), file=stream)
+            tqdm.write(text, file=stream)
             stream.flush()
 
 
@@ -63,7 +68,7 @@ def start_console(is_main: bool) -> None:
 
 def _drop_what_the_console_refuses() -> None:
     """Lose what a closed terminal will not take; Python would end with status 120 over it."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except OSError:

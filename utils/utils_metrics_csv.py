@@ -65,6 +65,9 @@ def logged_test(path: Path, iteration: int) -> dict[str, float]:
 
 
 def _whole_lines(path: Path) -> "csv.DictReader[str]":
-    """All but a last line that a kill has torn; nothing where there is no file."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    """All but a last line that a kill has torn; nothing where there is no file.
+
+    Spreadsheets save the file with a byte order mark, or in another encoding: that must not cost a run its history.
+    """
+    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
     return csv.DictReader(text[: text.rfind("\n") + 1].splitlines())

@@ -43,6 +43,8 @@ def apply_overrides(options: dict[str, Any], overrides: Sequence[str]) -> dict[s
             _apply(options, override)
         except UserError as mistake:
             mistakes.append(f"--set {override}: {mistake}")
+        except RecursionError:
+            mistakes.append(f"--set {override[:60]}...: nested too deeply")
     if mistakes:
         raise UserError("\n".join(mistakes))
     return options
@@ -145,7 +147,7 @@ def _parse_yaml(text: str, source: str) -> Any:
         _refuse(source, text, mark.index if mark else 0, reason)
     except yaml.reader.ReaderError as error:
         _refuse(source, text, error.position, f"the character {text[error.position]!r} is not allowed in YAML")
-    except ValueError as error:
+    except (ValueError, KeyError, OverflowError) as error:  # the last two: !!bool abc, "\\UFFFFFFFF"
         raise UserError(f"{source}: {error}") from None
 
 

@@ -74,7 +74,9 @@ def _sentence(
     path: Path, details: Sequence[ErrorDetails], given: Any, model: type[BaseModel], also: Collection[str]
 ) -> str:
     kind, value = details[0]["type"], details[0]["input"]
-    if kind == "json_invalid":  # JSON that we wrote: only half a character can be wrong with it
+    if kind == "json_invalid":  # JSON that we wrote: only depth and half a character can be wrong with it
+        if "recursion" in str(details[0]["ctx"]["error"]):
+            return "nested too deeply"
         return "a text holds half of a surrogate pair (\\ud800 to \\udfff); write the character itself"
     field = _field_at(model, path)
     if kind == "extra_forbidden":

@@ -5,10 +5,17 @@ Strict: "1" is not a number, true is not 1, 1.0 is not a whole number; a whole n
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError(f"{text!r} is not allowed: no file and no name has a NUL character in it")
+    return text
+
+
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
 Every = Count | Literal["epoch"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -156,7 +163,9 @@ class TrainOptions(Section):
     compile: bool = Field(default=False, description="compile netG with torch.compile")
     channels_last: bool = Field(default=False, description="store images and filters channels last")
     G_accumulation_steps: Count = Field(default=1, description="forward and backward passes per update, on each rank")
-    num_threads: Count | None = Field(default=None, description="CPU threads per rank; null: cores / ranks here")
+    num_threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="CPU threads per rank; null: cores / ranks here"
+    )
 
     @field_validator("G_optimizer_clipgrad")
     @classmethod

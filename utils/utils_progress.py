@@ -26,9 +26,11 @@ class Progress:
         """Progress whose next tests are of `judged_by`; what was best and patience begin anew if that has changed."""
         if self.judged_by in ("", judged_by):
             return dataclasses.replace(self, judged_by=judged_by)
-        return dataclasses.replace(
-            self, judged_by=judged_by, best_value=None, best_iter=0, num_tests_without_improvement=0
-        )
+        return dataclasses.replace(self, judged_by=judged_by).judged_anew()
+
+    def judged_anew(self) -> "Progress":
+        """Progress without a best value, with all patience."""
+        return dataclasses.replace(self, best_value=None, best_iter=0, num_tests_without_improvement=0)
 
     def after_test(self, current_iter: int, value: float, mode: Literal["max", "min"]) -> "Progress":
         """Progress after a test that gave `value`; NaN never improves."""
