@@ -115,7 +115,7 @@ class Trainer:
         self.model.losses.sum, self.model.losses.count = self.progress.loss_sum, self.progress.num_losses
         self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
-        if self._has_work:
+        if self._resume and self._has_work:
             self._set_stale_best_aside(guarantee)
         self._warn_of_other_counts()
         self._experiment.save_options()

@@ -134,11 +134,14 @@ class Run:
         self.folder = folder / "experiments" / options["task"]
         self.models = self.folder / "models"
 
-    def start(self, *arguments: str, accidents: Sequence[Accident] = (), num_ranks: int = 1) -> list[Launched]:
-        """Launch one process a rank, as torchrun does, and return at once."""
+    def start(
+        self, *arguments: str, accidents: Sequence[Accident] = (), num_ranks: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> list[Launched]:  # fmt: skip
+        """Launch one process a rank, as torchrun does, and return at once; `environment` comes on top."""
         command = [*self._armed(accidents), "--", "-opt", str(self.option_file), *arguments]
         if num_ranks == 1:
-            return [self._server.start(command)]
+            return [self._server.start(command, environment)]
         # As torchrun does, the launcher keeps the store through which the ranks meet.
         self._store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         return [
@@ -152,6 +155,7 @@ class Run:
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(self._store.port),
                     "TORCHELASTIC_USE_AGENT_STORE": "True",
+                    **(environment or {}),
                 },
             )
             for rank in range(num_ranks)
@@ -185,9 +189,12 @@ class Run:
             return accident
         return {**accident, "committed": str(self.models / f"{due}_manifest.json")}
 
-    def launch(self, *arguments: str, accidents: Sequence[Accident] = (), num_ranks: int = 1) -> Ended:
+    def launch(
+        self, *arguments: str, accidents: Sequence[Accident] = (), num_ranks: int = 1,
+        environment: Mapping[str, str] | None = None,
+    ) -> Ended:  # fmt: skip
         """Launch and wait for the end; when one rank is killed, the others are too, as torchrun does."""
-        ranks = self.start(*arguments, accidents=accidents, num_ranks=num_ranks)
+        ranks = self.start(*arguments, accidents=accidents, num_ranks=num_ranks, environment=environment)
         if any(accident.get("signal") == signal.SIGKILL for accident in accidents):
             victim = next(accident.get("rank", 0) for accident in accidents if "signal" in accident)
             ranks[victim].wait()

@@ -766,3 +766,10 @@ def test_every_value_that_is_not_finite_is_found(dtype: torch.dtype, bad: float)
             check_finite("x", damaged)
     with pytest.raises(FloatingPointError):
         check_finite("x", {"weight": torch.tensor([float("inf"), -float("inf")], dtype=dtype)})
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e5m2])
+def test_numbers_of_rarer_kinds_are_looked_at_too(dtype: torch.dtype) -> None:
+    check_finite("x", {"weight": torch.tensor([1.0, 2.0]).to(dtype)})
+    with pytest.raises(FloatingPointError):
+        check_finite("x", {"weight": torch.tensor([1.0, float("nan")]).to(dtype)})

@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from data.dataset_freihand import FreiHand
 from data.train_stream import TrainStream
 from tests.freihand_files import write_freihand
-from tests.helpers import changed, free_port, tiny_csv, write_options
+from tests.helpers import changed, free_port, same_tensors, tiny_csv, write_options
 from tests.run_helpers import (
     PROJECT,
     Accident,
@@ -346,6 +348,31 @@ def test_two_ranks_refuse_wrong_options_together(new_run: NewRun) -> None:
     assert ended.outputs[1] == ""
 
 
+def test_the_first_rank_of_each_machine_says_why_it_stops(new_run: NewRun) -> None:
+    """Machines see files of their own: what is missing on the second one is said there."""
+    second_machine = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    ended = new_run().launch("--set", "train.G_optimizer_lr=fast", num_ranks=2, environment=second_machine)
+    assert ended.statuses == [2, 2]
+    assert ["train.G_optimizer_lr" in output for output in ended.outputs] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "said"),
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            2,
+            "WORLD_SIZE is 2 in the environment, which lacks RANK and MASTER_ADDR",
+        ),
+        ({"WORLD_SIZE": "1"}, 0, "ranks 1"),
+        ({"RANK": "1"}, 0, "ranks 1"),
+    ],
+)
+def test_half_a_launcher(new_run: NewRun, environment: dict[str, str], status: int, said: str) -> None:
+    ended = new_run().launch("--set", "train.total_iter=4", environment=environment)
+    assert (ended.status, said in ended.output) == (status, True), ended.output
+
+
 def test_a_sample_that_only_another_rank_draws_is_named_by_it(server: RunServer, tmp_path: Path) -> None:
     data = write_freihand(tmp_path / "freihand")
     options = _hand_options(tmp_path, data)
@@ -358,6 +385,45 @@ def test_a_sample_that_only_another_rank_draws_is_named_by_it(server: RunServer,
     assert f"{path}: not an image, or damaged" in ended.outputs[1]
     assert "another rank has ended" in ended.outputs[0]
     assert "Traceback" not in ended.output + ended.outputs[1]
+
+
+@pytest.mark.parametrize("change", [(), ("--set", "train.G_optimizer_lr=0.3")])
+def test_a_best_model_that_comes_again_with_other_weights_is_set_aside(new_run: NewRun, change: Sequence[str]) -> None:
+    """The best came between the last set and a kill, and was written over the one that the set calls the best."""
+    options = {"train__checkpoint_test": 2, "train__G_scheduler_type": "Constant", "train__total_iter": 8}
+    run = new_run(**options, val__best_metric="loss", val__best_mode="min", train__E_decay=0.0)
+    assert run.launch().status == 0
+    for path in [*run.models.glob("8_*"), run.models / "final_model.pth"]:
+        path.unlink()
+    lost = run.model("best_model.pth")
+    assert lost["iter"] > 4
+    ended = run.launch(*change)
+    assert ended.status == 0
+    assert "EXACT" in ended.output
+    aside = "best_model.pth is of an iteration that comes again with other weights" in ended.output
+    assert aside == bool(change) == (run.models / "quarantine" / "best_model.pth").exists()
+    best = run.model("best_model.pth")
+    assert best["iter"] == run.manifest(8)["progress"]["best_iter"]
+    assert same_tensors(best["model_state_dict"], lost["model_state_dict"]) != aside
+
+
+def test_other_batches_say_what_the_epochs_mean_now(new_run: NewRun) -> None:
+    run = new_run()
+    changes = ("--set", "train.total_iter=null", "--set", "train.total_epochs=2")
+    assert run.launch(*changes).status == 0
+    larger = ("--set", "datasets.train.dataloader_batch_size=20", "--set", "resume.accept_changes=true")
+    ended = run.launch(*changes, *larger)
+    assert ended.status == 0
+    assert "The 5 iterations behind drew 8 of 20 samples each, and 20 of 20 from here on" in ended.output
+    assert "The run has 5 iterations behind it, more than the 2 that the options ask for" in ended.output
+    assert "next  " not in ended.output
+    assert "iterations behind" not in run.launch(*changes, "--dry_run").output
+
+
+def test_the_command_that_the_end_names_can_be_pasted(new_run: NewRun) -> None:
+    ended = new_run("my run", task="my run").launch("--set", "train.total_iter=4")
+    (command,) = re.findall(r"verify with +python (main_test\.py verify .*)", ended.output)
+    assert len(shlex.split(command)) == 3
 
 
 def test_hands_relative_to_another_joint_than_the_networks_are_refused(server: RunServer, tmp_path: Path) -> None:

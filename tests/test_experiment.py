@@ -15,6 +15,7 @@ from utils import utils_experiment, utils_option
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
+from utils.utils_history import saved_options
 from utils.utils_progress import Progress
 
 PARTS = ("G", "optimizerG")
@@ -311,3 +312,24 @@ def test_the_machine_record_names_what_decides_the_floats(make: Callable[..., Ex
     assert record["torch"] == torch.__version__
     assert record["amp"] == "bf16"
     assert record == json.loads(json.dumps(record))
+
+
+def test_another_choice_of_kernels_is_another_device(
+    make: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN has other kernels for a processor without bf16 instructions, and torch calls both AVX512."""
+    opt = make().opt
+    here = machine_record(opt, Dist())["device"]
+    assert torch.backends.cpu.get_cpu_capability() in here
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE")
+    assert machine_record(opt, Dist())["device"] != here
+
+
+def test_launches_are_in_the_order_of_their_names(tmp_path: Path) -> None:
+    """A copied folder has lost the times of its files."""
+    folder = tmp_path / "options"
+    folder.mkdir()
+    names = ["b_261122_100000", "a_261122_100001", "a_261122_100001_2", "a_261122_100001_10", "z_261123_090000"]
+    for name in reversed(names):
+        (folder / f"{name}.json").write_text("{}")
+    assert [path.stem for path in saved_options(tmp_path)] == names

@@ -1,6 +1,7 @@
 """metrics.csv over many launches, and the log of one."""
 
 import csv
+import io
 import logging
 import math
 from collections.abc import Iterator
@@ -92,6 +93,15 @@ def test_a_torn_header_is_repaired(metrics: Path, content: str) -> None:
     MetricsFile(metrics).append(row(1, G_loss=2.0))
     assert header(metrics) == FIXED
     assert [each["iter"] for each in read(metrics)] == ["1"]
+
+
+def test_what_a_spreadsheet_saves_keeps_its_rows(metrics: Path) -> None:
+    MetricsFile(metrics).append(row(1, G_loss=2.0, recall_a=0.5))
+    text = metrics.read_text().replace("recall_a", "recall_\xe9")
+    metrics.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode("latin-1"))
+    MetricsFile(metrics).append(row(2, G_loss=1.0))
+    assert [(each["iter"], each["G_loss"]) for each in read(metrics)] == [("1", "2.0"), ("2", "1.0")]
+    assert header(metrics) == [*FIXED, "recall_\ufffd"]
 
 
 def test_numbers_survive_exactly(metrics: Path) -> None:
@@ -204,6 +214,20 @@ def test_only_rank_0_talks(is_main: bool, shown: set[str], capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert {level for level in ("info", "warning", "error") if f"this is {level}" in out + err} == shown
     assert "error" not in out
+
+
+def test_a_console_without_all_letters_gets_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    start_console(is_main=True)
+    logging.getLogger("longhaul").info("t\xe2che")
+    assert raw.getvalue().endswith(b"t\\xe2che\n")
+
+
+def test_without_a_console_nothing_is_lost_but_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    start_console(is_main=True)
+    logging.getLogger("longhaul").info("said to nobody")
 
 
 def test_tensorboard_gets_scalars_and_rates(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:

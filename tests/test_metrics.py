@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
-from models.evaluate import evaluate
+from models.evaluate import evaluate, probe
 from tests import evaluate_on_ranks
 from tests.evaluate_on_ranks import METRIC_NAMES, NUM_CLASSES, SIZES
 from tests.helpers import free_port
 from utils.utils_error import UserError
 from utils.utils_metrics import METRICS
 from utils.utils_pose import POSE_METRICS
+from utils.utils_table import Table
 
 CLASSES = list(range(NUM_CLASSES))
 RNG = np.random.default_rng(0)
@@ -171,6 +172,20 @@ def test_counts_keep_their_precision() -> None:
     metric = METRICS.build("accuracy", {}, num_classes=2)
     metric.update(torch.tensor([[1.0, 0.0]] * 5), torch.tensor([0, 0, 0, 1, 1]))
     assert metric.compute().item() == 0.6
+
+
+def test_a_best_metric_of_many_values_is_refused_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the project's own metrics the options know it; one that a user has added shows it when it is computed."""
+    metrics = Table("metric", {**METRICS, "precision_per_class": METRICS["recall_per_class"]}, supplied={"num_classes"})
+    monkeypatch.setattr("models.evaluate.METRICS", metrics)
+    batch = {"input": torch.rand(2, 1, 48, 48), "target": torch.tensor([0, 1]), "name": ["a", "b"]}
+    model = evaluate_on_ranks.model()
+    names = ["accuracy", "precision_per_class"]
+    probe(model, batch, names, NUM_CLASSES)
+    val = model.opt.val.model_copy(update={"best_metric": "precision_per_class"})
+    model.opt = model.opt.model_copy(update={"val": val})
+    with pytest.raises(UserError, match=r"val\.best_metric: precision_per_class has many values"):
+        probe(model, batch, names, NUM_CLASSES)
 
 
 def test_evaluation_can_be_cut_off() -> None:

@@ -165,6 +165,8 @@ def test_yaml_anchors_and_merge_keys_become_copies(write: Any) -> None:
         ("a: 1\n---\nb: 2\n", "2:1", "expected a single document"),
         ("a: *b\n", "1:4", "undefined alias"),
         ("a: \x07\n", "1:4", "not allowed in YAML"),
+        ("a: !!bool abc\n", "", "abc"),
+        ('a: "\\UFFFFFFFF"\n', "", "character"),
     ],
 )
 def test_yaml_errors_say_where(write: Any, text: str, position: str, part: str) -> None:
@@ -255,12 +257,13 @@ def test_overrides_reach_lists_and_make_sections_and_spare_their_input() -> None
         ("task=[fer", "quote it"),
         ("task=[a] b", "quote it"),
         ("train.lr=.inf", ".inf is not allowed"),
+        (f"train.lr={'[' * 900}{']' * 900}", "nested too deeply"),
     ],
 )
 def test_a_wrong_override_is_refused(override: str, part: str) -> None:
     with pytest.raises(UserError) as caught:
         apply_overrides({"list": [1, 2], "none": [], "task": "fer"}, [override])
-    assert str(caught.value).startswith(f"--set {override}: ")
+    assert str(caught.value).startswith(f"--set {override[:60]}")
     assert part in str(caught.value)
 
 

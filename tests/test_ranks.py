@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from models import model_base
 from models.model_base import ModelBase, has_own_buffers
 from tests.helpers import free_port, net_options, same_tensors
 from tests.run_helpers import PROJECT
-from utils.utils_dist import process_group
+from utils.utils_dist import Dist, process_group
+from utils.utils_error import UserError
 
 NUM_RANKS = 2
 Weights = dict[str, torch.Tensor]
@@ -159,6 +161,17 @@ def test_batch_norms_statistics_are_not_sent_in_every_forward_pass(folder: Path)
 )
 def test_only_torchs_own_batch_norm_is_known_not_to_read_its_buffers(net: nn.Module, may: bool) -> None:
     assert has_own_buffers(net) is may
+
+
+def test_the_error_of_another_rank_is_everyones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gather(failures: list[str | None], mine: str | None, group: object) -> None:
+        assert (mine, group) == (None, control)
+        failures[:] = [None, "a wrong sample"]
+
+    control: Any = object()
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    with pytest.raises(UserError, match="a wrong sample"):
+        Dist(world_size=2, control=control).together(lambda: None)
 
 
 @pytest.mark.parametrize(("option", "wanted"), [(None, 4), (3, 3)])

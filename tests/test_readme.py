@@ -126,13 +126,18 @@ def test_what_the_readme_adds_trains_together(tmp_path: Path, monkeypatch: pytes
     assert all(0 <= float(row["top2_accuracy"]) <= 1 for row in rows if row["split"] == "test")
 
 
-def test_the_option_file_of_the_readme_trains_what_it_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [1, 5])
+def test_the_option_file_of_the_readme_trains_what_it_adds(
+    channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs of five channels are no pictures, and train without any in TensorBoard."""
     _register_examples(monkeypatch)
-    _write_arrays(tmp_path / "mine.npz", num_train=64)
+    _write_arrays(tmp_path / "mine.npz", num_train=64, channels=channels)
     (written,) = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     option_file = tmp_path / "mine.yaml"
     option_file.write_text(written.replace("mine.npz", str(tmp_path / "mine.npz")), encoding="utf-8")
-    opt = parse(option_file, [f"path.root={tmp_path}", "train.total_epochs=2"], OPTION_TABLES)
+    changes = [f"path.root={tmp_path}", "train.total_epochs=2", "train.checkpoint_print=1"]
+    opt = parse(option_file, [*changes, f"netG.num_pixels={64 * channels}"], OPTION_TABLES)
     dist = Dist()
     with StopRequest(dist) as stop:
         assert main_train.train(opt, dist, stop, option_file, dry_run=False) == 0
@@ -157,13 +162,13 @@ def _register_examples(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(TABLES[table], "_entries", {**TABLES[table]._entries, key: defined[name]})
 
 
-def _write_arrays(path: Path, num_train: int) -> None:
+def _write_arrays(path: Path, num_train: int, channels: int = 1) -> None:
     rng = np.random.default_rng(0)
     arrays = {
         f"{split}_{name}": values
         for split, num in (("train", num_train), ("test", 5))
         for name, values in (
-            ("images", rng.integers(0, 256, (num, 1, 8, 8), dtype=np.uint8)),
+            ("images", rng.integers(0, 256, (num, channels, 8, 8), dtype=np.uint8)),
             ("labels", np.arange(num, dtype=np.int64) % 3),
         )
     }

@@ -147,7 +147,11 @@ def _parse_yaml(text: str, source: str) -> Any:
         _refuse(source, text, mark.index if mark else 0, reason)
     except yaml.reader.ReaderError as error:
         _refuse(source, text, error.position, f"the character {text[error.position]!r} is not allowed in YAML")
-    except (ValueError, KeyError, OverflowError) as error:  # the last two: !!bool abc, "\\UFFFFFFFF"
+    except KeyError as error:  # !!bool abc
+        raise UserError(f"{source}: {error} is not of the kind that its tag says") from None
+    except OverflowError:  # "\\UFFFFFFFF"
+        raise UserError(f"{source}: there is no character after \\U0010FFFF") from None
+    except ValueError as error:
         raise UserError(f"{source}: {error}") from None
 
 

@@ -118,11 +118,13 @@ def write_state(file: IO[bytes], name: str, state: Any, with_crc: bool = True) -
 def check_finite(name: str, state: Any) -> None:
     """Raise FloatingPointError, naming the first tensor of `state` that holds NaN or infinity."""
     for place, tensor in tensors_in(state):
-        if tensor.is_floating_point() and not _is_finite(tensor.detach()):
+        if (tensor.is_floating_point() or tensor.is_complex()) and not _is_finite(tensor.detach()):
             raise FloatingPointError(f"{name} would hold non-finite values in {place or 'it'}; it was not saved")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
+    if tensor.itemsize == 1:  # float8 has no sum
+        tensor = tensor.float()
     # NaN and infinity stay in a sum, which takes a tenth of the time; large values may overflow it, and are looked at.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
