@@ -190,17 +190,22 @@ def _metadata(
     """What a program that holds nothing but the file must know; `transforms` are those that are left to it."""
     division = "values / 255, then " if raw == torch.uint8 else ""
     normalised = f"{division}the transforms in this order"
-    loss = trained.opt.train.G_lossfn_type
+    loss, view = trained.opt.train.G_lossfn_type, trained.view()
+    colours = {1: "grey", 3: "RGB"}.get(inputs.shape[1] if inputs.ndim == 4 else 0, "")
+    as_is = view.output_meaning or f"as netG gives it, trained with {loss}"
     return {
         "task": trained.opt.task,
         "net_type": trained.opt.netG.net_type,
         "iteration": trained.iteration,
         "class_names": list(trained.class_names),
-        "input": _tensor(inputs, "raw, as the data set has them" if args.with_preprocessing else normalised),
+        "joint_names": list(view.joint_names),
+        "root_joint_idx": trained.opt.netG.arguments.get("root_joint_idx", 0) if view.joint_names else None,
+        "input": {
+            **_tensor(inputs, "raw, as the data set has them" if args.with_preprocessing else normalised),
+            "colours": colours,
+        },
         "transforms": [] if args.with_preprocessing else trained.input_transforms(),
-        "output": _tensor(
-            reference, "probabilities of the classes" if args.with_softmax else f"as netG gives it, trained with {loss}"
-        ),
+        "output": _tensor(reference, "probabilities of the classes" if args.with_softmax else as_is),
     }
 
 

@@ -127,6 +127,7 @@ class _Inference:
         input_shape: tuple[int, int, int] | None, detect: bool, every: int, batch_size: int,
     ) -> None:  # fmt: skip
         self.subject = view.subject if detect else ""
+        self._find = view.find if detect else lambda image: [whole(image)]
         self._view, self._predict, self._input_shape = view, predict, input_shape
         self._every, self._batch_size = every, batch_size
 
@@ -148,7 +149,7 @@ class _Inference:
     def _boxes(self, frame: Frame) -> list[Box] | None:
         if frame.number is not None and (frame.number - 1) % self._every:
             return None
-        return self._view.find(frame.image) if self.subject else [whole(frame.image)]
+        return self._find(frame.image)
 
     def _answered(
         self, waiting: Sequence[tuple[Frame, list[Box] | None]], inputs: Sequence[NDArray[np.uint8]]

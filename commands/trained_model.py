@@ -27,6 +27,7 @@ from utils.utils_metrics import MetricValue
 from utils.utils_metrics_csv import logged_test
 from utils.utils_option import DatasetOptions, Options
 from utils.utils_option_file import apply_overrides
+from utils.utils_progress import Progress
 from utils.utils_state_file import crc_damage, load_state
 from views.select_view import define_view
 from views.view_base import View
@@ -153,7 +154,7 @@ def _self_contained(
     opt = _validated({**options, "netG": content["netG"]}, overrides, file)
     recorded_split = content["options"].get("datasets", {}).get("test", {}).get("split")
     metrics, classes = content.get("metrics") or {}, tuple(content.get("class_names") or ())
-    shape = content.get("input", {}).get("shape") or _class_of_data(opt, "input_shape")
+    shape = content.get("input", {}).get("shape") or _input_shape(opt)
     return TrainedModel(
         file, opt, iteration=int(content["iter"]), epoch=content["epoch"], class_names=classes, input_shape=shape,
         recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"), experiment=experiment,
@@ -166,27 +167,35 @@ def _part_of_a_set(
 ) -> TrainedModel:
     option_file = option_file or _newest_options(file, experiment)
     opt = _validated(utils_option.to_dict(utils_option.parse(option_file)), overrides, file)
-    epoch = None
-    if (manifest := file.with_name(manifest_name(iteration))).is_file():
+    epoch, fingerprint = None, None
+    if (path := file.with_name(manifest_name(iteration))).is_file():
         try:
-            epoch = CheckpointFolder(file.parent).verify(manifest).epoch
+            manifest = CheckpointFolder(file.parent).verify(path)
         except DamagedError as error:
             raise UserError(f"{file}: its checkpoint set is damaged: {error}; take another set") from error
+        epoch, fingerprint = manifest.epoch, Progress(**manifest.progress).judged_on or None
     tested = "E" if opt.train.E_decay > 0 else "G"
     recorded: Mapping[str, MetricValue] = {}
     if experiment and part == tested:
         recorded = logged_test(experiment / "metrics.csv", iteration)
     split = opt.datasets["test"].arguments.get("split") if "test" in opt.datasets else None
-    classes, shape = tuple(_class_of_data(opt, "class_names") or ()), _class_of_data(opt, "input_shape")
     return TrainedModel(
-        file, opt, iteration=iteration, epoch=epoch, class_names=classes, input_shape=shape,
-        recorded=recorded, recorded_split=split, synthetic=None, experiment=experiment,
+        file, opt, iteration=iteration, epoch=epoch, class_names=tuple(_class_of_data(opt, "class_names") or ()),
+        input_shape=_input_shape(opt), recorded=recorded, recorded_split=split, synthetic=None, experiment=experiment,
+        fingerprint=fingerprint,
     )  # fmt: skip
 
 
 def _class_of_data(opt: Options, attribute: str) -> Any:
     """What the class of the training data says for itself, without any data."""
     return getattr(DATASETS[opt.datasets["train"].dataset_type], attribute, None)
+
+
+def _input_shape(opt: Options) -> tuple[int, int, int] | None:
+    """(C, H, W) of the raw images, if the class of the data knows it without any."""
+    shape = _class_of_data(opt, "input_shape")
+    found: tuple[int, int, int] | None = shape(**opt.datasets["train"].arguments) if callable(shape) else shape
+    return found
 
 
 def _newest_options(file: Path, experiment: Path | None) -> Path:

@@ -23,6 +23,7 @@ from data.select_dataset import DataSource
 from models.evaluate import evaluate
 from models.model_plain import Batch, ModelPlain
 from utils.utils_dist import Dist, process_group
+from utils.utils_error import UserError
 from utils.utils_logger import print_block
 from utils.utils_metrics import MetricValue
 from utils.utils_visualise import save_figure
@@ -83,6 +84,8 @@ def measure(
     def averaged(batch: Batch) -> torch.Tensor:
         return view.average([model.test({**batch, "input": each}) for each in view.inputs(batch["input"])])
 
+    if is_averaged and type(view).inputs is View.inputs:
+        raise UserError("--tta: nothing is known of this task that could be averaged; leave it out")
     start = time.perf_counter()
     loader = TestLoader(source, dist)
     result = evaluate(

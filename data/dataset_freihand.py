@@ -80,6 +80,11 @@ class FreiHand:
         self.fingerprint = content.hexdigest()
 
     @staticmethod
+    def input_shape(size: int = 128, **_others: Any) -> tuple[int, int, int]:
+        """(C, H, W) of every input, by the arguments of the data set."""
+        return 3, size, size
+
+    @staticmethod
     def is_available(dataroot: str) -> bool:
         """Whether the folder has anything of FreiHAND; what it lacks is said when it is opened."""
         names = ("training", "training_xyz.json", "evaluation", "evaluation_xyz.json")

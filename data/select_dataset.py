@@ -37,7 +37,8 @@ class Dataset(Protocol):
     `fingerprint` identifies the content. A data set that fits in memory also has `resident() -> {"input": (N, ...),
     "target": (N, ...)}` and `name(i)`; one for classification has `class_names`, one for poses `joint_names`. A
     `final_split` is refused by the trainer and left to main_test. `view` names the entry of VIEWS that shows it, and
-    `input_shape` (C, H, W) says what a network is shown of its images where there are no data. `camera(i)` draws poses.
+    `input_shape` (C, H, W), or a function of the arguments that returns it, says what a network is shown of its images
+    where there are no data. `camera(i)` draws poses.
     `sample_keys` tells the samples of one dataroot apart, so that none is both trained on and tested.
     """
 

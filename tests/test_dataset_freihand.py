@@ -101,8 +101,9 @@ def test_an_image_is_shrunk_by_averaging(copy: Path) -> None:
     assert (image.float() - 127.5).abs().max() < 4
 
 
-def test_the_camera_shows_where_joints_are_in_the_resized_image(written: Path) -> None:
-    dataset, kept = open_all(written, "val", size=112), annotations(NUM, seed=8)
+@pytest.mark.parametrize("root_joint_idx", [0, 9])
+def test_the_camera_shows_where_joints_are_in_the_resized_image(written: Path, root_joint_idx: int) -> None:
+    dataset, kept = open_all(written, "val", size=112, root_joint_idx=root_joint_idx), annotations(NUM, seed=8)
     for index in range(2):
         intrinsics, root = dataset.camera(index)
         target = dataset[index]["target"]

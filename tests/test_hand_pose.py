@@ -4,9 +4,11 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ from utils.utils_history import read_history
 from views.select_view import define_view
 from views.test_outputs import TestOutputs
 from views.view_base import Box, Finding, Sample
-from views.view_hand_pose import HandPoseView
+from views.view_hand_pose import _BONES, HandPoseView, _side_view
 
 __all__ = ["command"]  # a fixture
 
@@ -95,13 +97,14 @@ def test_verify_measures_what_the_evaluator_does(
     assert "the same" in capsys.readouterr().out
     found = json.loads((tmp_path / "found.json").read_text())
     assert [row["joint"] for row in found["classes"]] == list(JOINT_NAMES)
+    assert [row["error in mm"] for row in found["classes"]] == found["metrics"]["joint_error"]
     content = torch.load(experiment / "models" / "best_model.pth", weights_only=True)
     dataset = FreiHand(str(experiment.parent / "freihand"), "val", 32)
     from models.network_hand_pose import HandPoseNet
 
     net = HandPoseNet(**{key: value for key, value in content["netG"].items() if key != "net_type"}).eval()
     net.load_state_dict(content["model_state_dict"])
-    evaluator = Evaluator(len(dataset))
+    evaluator = Evaluator(len(dataset), metrics=("mpjpe", "pa_mpjpe", "joint_error"))
     for i in range(len(dataset)):
         sample = dataset[i]
         image, target = sample["input"], sample["target"]
@@ -112,6 +115,34 @@ def test_verify_measures_what_the_evaluator_does(
     expected = evaluator.get_metrics_dict()
     assert found["metrics"]["mpjpe"] == pytest.approx(expected["mpjpe"], rel=1e-4)
     assert found["metrics"]["pa_mpjpe"] == pytest.approx(expected["pa_mpjpe"], rel=1e-4)
+    assert found["metrics"]["joint_error"] == pytest.approx(expected["joint_error"], rel=1e-4)
+
+
+def test_verify_compares_a_part_of_a_set_with_its_own_data_alone(
+    experiment: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    part = max((experiment / "models").glob("*_E.pth"), key=lambda path: int(path.name.partition("_")[0]))
+    assert command("verify", part) == 0
+    assert "the same" in capsys.readouterr().out
+    other = write_freihand(tmp_path / "other", num_training=30)
+    assert command("verify", part, "--set", f"datasets.test.dataroot={other}") == 0
+    assert "not compared: the run was tested on other data" in capsys.readouterr().out
+
+
+def test_hands_have_no_test_time_average(
+    experiment: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("verify", experiment, "--tta") == 2
+    assert "--tta: nothing is known of this task that could be averaged" in capsys.readouterr().err
+
+
+def test_an_exported_hand_says_what_its_numbers_are(experiment: Path, command: Command, tmp_path: Path) -> None:
+    assert command("export", experiment, "--with_preprocessing", "--output", tmp_path / "hand.onnx") == 0
+    said = onnxruntime.InferenceSession(tmp_path / "hand.onnx").get_modelmeta().custom_metadata_map
+    found = {key: json.loads(value) for key, value in said.items()}
+    assert (found["joint_names"], found["root_joint_idx"]) == (list(JOINT_NAMES), 0)
+    assert (found["input"]["colours"], found["input"]["shape"]) == ("RGB", [3, 32, 32])
+    assert "mm relative to the root joint: x right" in found["output"]["meaning"]
 
 
 def test_every_other_command_works_on_hands(experiment: Path, command: Command, tmp_path: Path) -> None:
@@ -157,6 +188,46 @@ def test_the_skeleton_is_drawn_where_the_camera_sees_it() -> None:
     assert not np.array_equal(picture, mirrored)
     unknown = Sample("x", black, joints, joints)
     assert HandPoseView(joint_names=JOINT_NAMES).card(unknown, side_views=False).picture.max() == 0
+
+
+@pytest.mark.parametrize(("end", "drawn"), [([0, 0, 50], (50, 0)), ([0, 50, 0], (0, 50))])
+def test_the_side_view_is_to_scale_and_upright(end: list[float], drawn: tuple[int, int]) -> None:
+    """A bone of 50 mm is as long as the bar: to the right if it leads away from the camera, down if it leads down."""
+    joints = np.zeros((21, 3))
+    joints[1:5] = end
+    picture = _side_view(joints + 1000, joints)  # the predicted hand is beyond the edge
+    bar = np.argwhere((picture == (60, 60, 60)).all(axis=2) & (np.arange(224)[:, None] >= 215))[:, 1]
+    found = np.argwhere(picture[20:200].min(axis=2) < 200) + [20, 0]  # without the texts above and below
+    down, right = found.max(axis=0) - found.min(axis=0)
+    assert [right, down] == pytest.approx(
+        [np.ptp(bar) * each / 50 for each in drawn], abs=8
+    )  # the white rims cover its ends
+    middle = 112 - np.ptp(bar) * 4 / 21 / 50 * np.array(drawn[::-1])  # the wrist, as seen from the mean of all joints
+    assert np.abs(found - middle).max(axis=1).min() < 4, "the bone starts at the wrist"
+    assert (found.mean(axis=0) >= middle - 1).all(), "and leads to the right or down"
+
+
+def test_the_skeletons_in_3d_are_upright_and_to_scale() -> None:
+    output, target = pose(1), pose(2)
+    sample = Sample("x", np.zeros((3, 64, 64), np.uint8), target, output)
+    figure = HandPoseView(joint_names=JOINT_NAMES).samples_figure({"row": [sample]}, "title")
+    axes: Any = figure.axes[1]
+    wanted = {("--", bone): target[list(bone)] for bone in _BONES} | {
+        ("-", bone): output[list(bone)] for bone in _BONES
+    }
+    assert len(axes.lines) == len(wanted)
+    for line, ((dash, _), joints) in zip(axes.lines, wanted.items(), strict=True):
+        right, away, up = line.get_data_3d()
+        assert line.get_linestyle() == dash
+        assert np.stack([right, -np.asarray(up), away], axis=1) == pytest.approx(joints.numpy(), abs=1e-4)
+    limits = np.array([axes.get_xlim(), axes.get_ylim(), axes.get_zlim()])
+    assert np.ptp(limits, axis=1) == pytest.approx([np.ptp(limits[0])] * 3)
+    assert [axis.get_label_text() for axis in (axes.xaxis, axes.yaxis, axes.zaxis)] == ["right", "away", "up"]
+
+
+@pytest.mark.parametrize(("height", "width", "box"), [(48, 64, Box(8, 0, 48, 48)), (64, 31, Box(0, 16, 31, 31))])
+def test_a_hand_is_looked_for_in_the_middle_square(height: int, width: int, box: Box) -> None:
+    assert HandPoseView(joint_names=JOINT_NAMES).find(np.zeros((height, width, 3), np.uint8)) == [box]
 
 
 def test_the_smallest_and_the_largest_errors_are_chosen() -> None:

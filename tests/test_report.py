@@ -235,6 +235,16 @@ def test_attention_lies_where_the_network_looks() -> None:
     assert heat_picture(image, heat * 0, side=96).shape == (3, 96, 96)
 
 
+def test_what_is_not_positive_is_not_bounded() -> None:
+    """Less than a tenth is positive: the line goes around that, not around the picture."""
+    heat = np.full((48, 48), -0.5, np.float32)
+    heat[4:16, 4:16] = 1
+    shown = heat_picture(np.full((1, 48, 48), 120, np.uint8), heat, side=96)
+    line = np.argwhere((shown == 20).all(axis=0))
+    assert line.min() > 2
+    assert line.max() < 40
+
+
 def test_agreement_does_not_saturate_and_falls_with_the_distance() -> None:
     view = ClassificationView("abc")
     sure = torch.tensor([[30.0, 0.0, 0.0], [40.0, 0.0, 0.0], [0.0, 1.0, 0.0]])

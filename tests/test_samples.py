@@ -55,6 +55,18 @@ def test_the_most_certain_samples_of_each_class_are_written(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*CLASSES, f"{kind}.png"])
 
 
+def test_fewer_samples_than_before_leave_none_behind(trained: Path, command: Command, tmp_path: Path) -> None:
+    mine = tmp_path / CLASSES[0] / "right_of_way.png"
+    assert command("samples", trained, "--output", tmp_path) == 0
+    mine.write_bytes(b"mine")
+    assert command("samples", trained, "--output", tmp_path, "--wrong", "--num_samples", 1) == 0
+    assert command("samples", trained, "--output", tmp_path, "--num_samples", 1) == 0
+    for label in CLASSES:
+        numbers = [path.name.split("_")[1] for path in (tmp_path / label).glob("right_*.png") if path != mine]
+        assert numbers in ([], ["1"])
+    assert mine.read_bytes() == b"mine"
+
+
 def test_without_a_folder_they_go_to_the_images_of_the_experiment(trained: Path, command: Command) -> None:
     assert command("samples", trained.parent) == 0
     assert (trained.parent / "images" / "samples" / "right.png").is_file()

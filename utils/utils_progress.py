@@ -10,7 +10,7 @@ class Progress:
     """Best metric so far, the tests since, the steps skipped just now; saved in every manifest.
 
     best_iter and last_test_iter are 0 before the first test. loss_sum: of the num_losses iterations since that test.
-    judged_by: what the best value is of, metric and test data; "" if it is not known.
+    judged_by: what the best value is of, "<mode> <metric> of <fingerprint of the test data>"; "" if it is not known.
     """
 
     best_value: float | None = None
@@ -21,6 +21,11 @@ class Progress:
     loss_sum: float = 0.0
     num_losses: int = 0
     judged_by: str = ""
+
+    @property
+    def judged_on(self) -> str:
+        """The fingerprint of the test data; "" if it is not known."""
+        return self.judged_by.partition(" of ")[2]
 
     def now_judged_by(self, judged_by: str) -> "Progress":
         """Progress whose next tests are of `judged_by`; what was best and patience begin anew if that has changed."""

@@ -63,9 +63,9 @@ def picture_uri(picture: NDArray[np.uint8]) -> str:
 
 
 def heat_picture(picture: NDArray[np.uint8], heat: NDArray[np.float32], side: int = 192) -> NDArray[np.uint8]:
-    """The picture, at least `side` pixels wide, under a heat map; a line bounds the hottest tenth of the area.
+    """The picture, at least `side` pixels wide, under a heat map; a line bounds its hottest tenth, or less.
 
-    picture: uint8 (C, H, W). heat: (H, W). Returns uint8 (3, H', W'), RGB. Only what is positive is shown.
+    picture: uint8 (C, H, W). heat: (H, W). Returns uint8 (3, H', W'), RGB. Only what is positive is shown, and bounded.
     """
     import cv2
 
@@ -81,7 +81,7 @@ def heat_picture(picture: NDArray[np.uint8], heat: NDArray[np.float32], side: in
     weight = 0.55 * share[..., None]
     shown = np.ascontiguousarray((ground * (1 - weight) + colours * weight).astype(np.uint8))
     if share.max() > 0:
-        hottest = (share >= np.quantile(share, 0.9)).astype(np.uint8)
+        hottest = ((share >= np.quantile(share, 0.9)) & (share > 0)).astype(np.uint8)
         outline, _ = cv2.findContours(hottest, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(shown, outline, -1, (255, 255, 255), 2)
         cv2.drawContours(shown, outline, -1, (20, 20, 20), 1)

@@ -95,6 +95,16 @@ def _draw_classified(image_axes: Any, bar_axes: Any, cell: Classified, class_nam
         bar_axes.spines[side].set_visible(False)
 
 
+def _show_to_scale(axes: Any, joints: NDArray[np.float64]) -> None:
+    """A cube around all joints, (x, z, -y) as they are drawn: a millimetre is as long in every direction."""
+    drawn = joints[:, [0, 2, 1]] * [1, 1, -1]
+    middle = (drawn.min(axis=0) + drawn.max(axis=0)) / 2
+    half = max(float(np.abs(drawn - middle).max()), 1.0)
+    for name, centre in zip("xyz", middle, strict=True):
+        getattr(axes, f"set_{name}lim")(centre - half, centre + half)
+    axes.set_box_aspect((1, 1, 1))
+
+
 def skeletons_figure(
     rows: Mapping[str, Sequence[tuple[NDArray[np.uint8], str, NDArray[np.float64], NDArray[np.float64]]]],
     bones: Sequence[tuple[int, int]], colours: Sequence[str], title: str,
@@ -121,7 +131,7 @@ def skeletons_figure(
                 for number, bone in enumerate(bones):
                     x, y, z = joints[list(bone)].T
                     axes.plot(x, z, -y, dash, color=colours[number // per_colour], linewidth=1.6)
-            axes.set_box_aspect((1, 1, 1))
+            _show_to_scale(axes, np.concatenate([output, target]))
             for axis, label in zip((axes.xaxis, axes.yaxis, axes.zaxis), ("right", "away", "up"), strict=True):
                 axis.set_label_text(label, fontsize=7)
                 axis.set_tick_params(labelsize=6, pad=-2)

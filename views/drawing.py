@@ -48,14 +48,18 @@ def line_width(image: Image) -> int:
     return max(1, round(min(image.shape[:2]) / 300))
 
 
+def draw_box(image: Image, box: Box) -> None:
+    """Draw the edge of a box, unless that is the edge of the image."""
+    if box != whole(image):
+        corners = (box.left, box.top), (box.left + box.width - 1, box.top + box.height - 1)
+        cv2.rectangle(image, *corners, _DARK, 3 * line_width(image), cv2.LINE_AA)
+        cv2.rectangle(image, *corners, _COLOUR, line_width(image), cv2.LINE_AA)
+
+
 def draw_headlines(image: Image, headlines: Sequence[tuple[Box, str]]) -> None:
     """Draw boxes, each with its text on a dark strip above it, or inside where there is no room."""
-    edge = line_width(image)
     for box, _ in headlines:
-        if box != whole(image):
-            corners = (box.left, box.top), (box.left + box.width - 1, box.top + box.height - 1)
-            cv2.rectangle(image, *corners, _DARK, 3 * edge, cv2.LINE_AA)
-            cv2.rectangle(image, *corners, _COLOUR, edge, cv2.LINE_AA)
+        draw_box(image, box)
     for box, text in headlines:  # after all boxes: no line crosses a text
         _draw_text(image, box, text)
 

@@ -25,6 +25,8 @@ def write_samples(view: View, chosen: Mapping[str, Sequence[Sample]], wrong: boo
     kind, written = "wrong" if wrong else "right", []
     for row, samples in chosen.items():
         (folder / row).mkdir(parents=True, exist_ok=True)
+        for earlier in (folder / row).glob(f"{kind}_[0-9]*_*.png"):  # of another model, or of more samples
+            earlier.unlink()
         for number, sample in enumerate(samples, 1):
             written.append(folder / row / f"{kind}_{number}_{_file_name(sample.name)}.png")
             save_figure(view.samples_figure({row: [sample]}, row), written[-1])

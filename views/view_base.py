@@ -83,6 +83,9 @@ class View:
     def __init__(self, class_names: Sequence[str] = (), joint_names: Sequence[str] = ()) -> None:
         self.class_names, self.joint_names = tuple(class_names), tuple(joint_names)
 
+    output_meaning = ""
+    """What the network's outputs are, in words, for an exported model."""
+
     # verify
 
     def inputs(self, images: torch.Tensor) -> list[torch.Tensor]:

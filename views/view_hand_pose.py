@@ -27,6 +27,7 @@ class HandPoseView(View):
 
     metrics = ("mpjpe", "pa_mpjpe", "avg_metric", "pck_auc", "pa_pck_auc", "joint_error")
     has_samples = True
+    output_meaning = "joints in mm relative to the root joint: x right, y down, z away from the camera"
     sample_titles: ClassVar[Mapping[str, str]] = {"right": "The smallest errors", "wrong": "The largest errors"}
 
     def rows(self, result: Result) -> list[dict[str, Any]]:
@@ -81,6 +82,12 @@ class HandPoseView(View):
             for axis, value in zip("xyz", joint, strict=True)
         }
 
+    def find(self, image: Image) -> list[Box]:
+        """The largest square in the middle: the network knows square images that a hand fills."""
+        height, width = image.shape[:2]
+        side = min(height, width)
+        return [Box((width - side) // 2, (height - side) // 2, side, side)]
+
     def headline(self, output: torch.Tensor) -> str:
         """How far the fingers reach."""
         distances = torch.linalg.vector_norm(output[4::4].double() - output[0].double(), dim=1).tolist()
@@ -91,7 +98,11 @@ class HandPoseView(View):
         """The image beside the skeleton from two sides: without a camera it has no place in the image."""
         if not found:
             return image.copy()
+        from views.drawing import draw_box
+
         joints = _joints(found[0].output)
+        image = image.copy()
+        draw_box(image, found[0].box)
         views = np.hstack([_front_view(joints, None), _side_view(joints, None)])
         height = max(image.shape[0], _SIDE)
         parts = [_resized(each, height) for each in (image, views)]
