@@ -41,7 +41,7 @@ class FerResNet(nn.Cell):
 
     def __init__(
         self, stem_stride: int = 2, widths: Sequence[int] = (32, 64, 128), depths: Sequence[int] = (2, 1, 1),
-        dropout: float = 0.0,
+        dropout: float = 0.0, pool: str = "mean", size: int = 48,
     ) -> None:  # fmt: skip
         super().__init__()
         layers = [_conv(1, widths[0], 3, stem_stride), nn.BatchNorm2d(widths[0]), nn.ReLU()]
@@ -51,10 +51,13 @@ class FerResNet(nn.Cell):
                 layers.append(ResidualBlock(channels, width, 2 if stage and number == 0 else 1))
                 channels = width
         self.body = nn.SequentialCell(*layers)
+        side = size // stem_stride // 2 ** (len(widths) - 1)
+        mean = ms.Tensor(np.full((channels, side, side), 1 / side**2, np.float32))
+        self.weight = ms.Parameter(mean, requires_grad=pool == "weighted")
         self.dropout, self.head = nn.Dropout(p=dropout), nn.Dense(channels, 7)
 
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return self.head(self.dropout(self.body(x).mean((2, 3))))
+        return self.head(self.dropout((self.body(x) * self.weight).sum((2, 3))))
 
 
 def fit(opt: Options, batches: Iterable[Arrays], tick: Callable[[], None]) -> None:
