@@ -49,11 +49,11 @@ def train(opt: Options, dist: Dist, stop: StopRequest, option_file: Path, dry_ru
             if trainer.is_due(opt.train.checkpoint_print, current_iter):
                 trainer.log_training(current_iter)
             if trainer.is_due(opt.train.checkpoint_test, current_iter):
-                trainer.test(current_iter)
+                trainer.tests.run(current_iter)
             if trainer.is_due(opt.train.checkpoint_save, current_iter):
                 model.losses.collect(current_iter)  # a loss that is not finite must not reach a file
                 trainer.save(current_iter, "periodic")
-            if stop.agreed() or trainer.is_out_of_patience:
+            if stop.agreed() or trainer.tests.is_out_of_patience:
                 break
         return trainer.finish(current_iter)
 

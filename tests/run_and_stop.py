@@ -37,6 +37,7 @@ import trainer
 import utils.utils_experiment
 import utils.utils_file
 from models.model_plain import ModelPlain
+from tester import Tester
 from tests.disk_faults import DEEDS, drop_privileges, keep_console_writable
 from trainer import Trainer
 from utils import utils_failpoint
@@ -197,7 +198,7 @@ def arm(accident: Accident) -> None:
         if current_iter == iteration:
             strike(accident)
 
-    def testing_begins(_trainer: Trainer, current_iter: int) -> None:
+    def testing_begins(_tester: Tester, current_iter: int) -> None:
         current["test"] = current_iter
 
     def at_test_batch(*_args: Any) -> None:
@@ -253,7 +254,7 @@ def arm(accident: Accident) -> None:
     elif place == "step":
         after(ModelPlain, "update_E", at_step)
     elif place == "test":
-        before(Trainer, "test", testing_begins)
+        before(Tester, "run", testing_begins)
         before(ModelPlain, "test", at_test_batch)
     elif place == "commit":
         before(CheckpointFolder, "commit", commit_begins)
@@ -295,7 +296,7 @@ def forget(piece: str) -> None:
                     buffer.zero_()
 
     def lose_progress(launch: Trainer) -> None:
-        launch.progress = Progress()
+        launch.tests.progress = Progress()
 
     def from_the_start(source: Any, stream: Any, dist: Any, seed: int, start_iter: int, num: int) -> Any:
         again = original(source, stream, dist, seed, 0, num)

@@ -53,10 +53,10 @@ def test_the_reader_notices() -> None:
 @pytest.mark.parametrize(
     ("floor", "forbidden"),
     [
-        ("models", ("data", "views", "commands", "tables", "trainer", "main_train", "main_test")),
-        ("data", ("models", "views", "commands", "tables", "trainer", "main_train", "main_test")),
-        ("views", ("models", "data", "commands", "tables", "trainer", "main_train", "main_test")),
-        ("utils", ("models", "data", "views", "commands", "tables", "trainer", "main_train", "main_test")),
+        ("models", ("data", "views", "commands", "tables", "trainer", "tester", "main_train", "main_test")),
+        ("data", ("models", "views", "commands", "tables", "trainer", "tester", "main_train", "main_test")),
+        ("views", ("models", "data", "commands", "tables", "trainer", "tester", "main_train", "main_test")),
+        ("utils", ("models", "data", "views", "commands", "tables", "trainer", "tester", "main_train", "main_test")),
         ("commands", ("main_test",)),
         ("", ("tests", "benchmarks")),
     ],

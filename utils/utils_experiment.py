@@ -33,7 +33,7 @@ from utils.utils_option import Options
 from utils.utils_progress import Progress
 from utils.utils_resume import cpu_name
 from utils.utils_snapshot import BackgroundWriter
-from utils.utils_state_file import write_model
+from utils.utils_state_file import load_state, write_model
 
 logger = logging.getLogger("longhaul")
 
@@ -157,6 +157,13 @@ class Experiment:
         """Write models/<name> in the background; returns once the content is copied."""
         if self._dist.is_main:
             self._writer.save(name, content, lambda copied: write_model(self.models / name, copied))
+
+    def model_iter(self, name: str) -> int | None:
+        """The iteration of models/<name>; None if there is no such model, or none of ours."""
+        try:
+            return int(load_state(self.models / name)["iter"])
+        except (UserError, KeyError, TypeError):
+            return None
 
     def set_aside_model(self, name: str, reason: str) -> None:
         """Move models/<name> to quarantine/, if it is there."""

@@ -1,0 +1,175 @@
+"""Tester: the tests of one launch, where model, test data, best model and pictures meet."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from data.loaders import define_test_loaders, without_random
+from data.select_dataset import DataSource, synthetic_notice
+from data.train_stream import TrainStream
+from models.evaluate import evaluate, probe
+from models.model_plain import ModelPlain
+from models.portable_model import pack_model, train_record
+from utils.utils_dist import Dist
+from utils.utils_error import UserError
+from utils.utils_experiment import Experiment
+from utils.utils_metrics import MetricValue, check_best_metric, spoken, with_unit
+from utils.utils_option import Options
+from utils.utils_progress import Progress
+from utils.utils_signal import StopRequest
+from views.pictures import BestModelPictures
+from views.select_view import define_view
+from views.test_outputs import TestOutputs
+
+logger = logging.getLogger("longhaul")
+
+
+class Tester:
+    """Tests on every datasets.test*; the one called "test" selects the best model. All methods are collective.
+
+    progress: best value and patience so far. last_iter: the last test of this launch, -1 before the first. result: of
+    that test on "test".
+    """
+
+    def __init__(
+        self, opt: Options, dist: Dist, stop: StopRequest, experiment: Experiment, sources: Mapping[str, DataSource],
+        model: ModelPlain, stream: TrainStream, saved: Progress,
+    ) -> None:  # fmt: skip
+        check_best_metric(opt.val.best_metric)
+        self._opt, self._dist, self._stop, self._experiment, self._sources = opt, dist, stop, experiment, sources
+        self._model, self._stream = model, stream
+        self._loaders = define_test_loaders(sources, dist)
+        self.progress = saved
+        if "test" in sources:
+            judge = f"{opt.val.best_mode} {opt.val.best_metric} of {sources['test'].dataset.fingerprint}"
+            self.progress = saved.now_judged_by(judge)
+        self._is_judged_anew = self.progress.best_iter != saved.best_iter
+        self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
+        self.result: dict[str, MetricValue] = {}
+        self.last_iter = -1
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        """Whether so many tests brought no improvement that early stopping ends the run."""
+        patience = self._opt.train.early_stop_patience
+        return patience is not None and self.progress.num_tests_without_improvement >= patience
+
+    def probe(self) -> None:
+        """Look at every test before hours of training lead to the first one."""
+        for name, loader in self._loaders.items():
+            try:
+                if (batch := loader.first(2)) is not None:
+                    probe(self._model, batch, self._opt.val.metrics, self._sources[name].num_classes)
+            except UserError as error:
+                raise type(error)(f"datasets.{name}: {error}") from error
+
+    def set_stale_best_aside(self, start_iter: int, is_exact: bool) -> None:
+        """Set best_model.pth aside if no test to come can be compared with it; the best is chosen anew.
+
+        is_exact: whether this launch repeats what came after the set of `start_iter` bit for bit, changed options
+        aside. If not, a best model that was saved after that set is lost, and so is the one that it replaced.
+        """
+
+        def is_replaced() -> bool:
+            iteration = self._experiment.model_iter("best_model.pth")
+            repeats = is_exact and not self._experiment.option_changes()
+            return iteration is not None and iteration > start_iter and not repeats
+
+        if self._is_judged_anew:
+            reason = "was the best by another metric or on other test data"
+        elif self._dist.on_main(is_replaced):
+            reason = "is of an iteration that comes again with other weights"
+            self.progress = self.progress.judged_anew()
+        else:
+            return
+        logger.warning("The best model is chosen anew from here.")
+        self._experiment.set_aside_model("best_model.pth", reason)
+
+    def run(self, current_iter: int) -> None:
+        """Test on every test data set; then "test" may give a new best model."""
+        self._model.losses.collect(current_iter)
+        results: dict[str, dict[str, MetricValue]] = {}
+        shown: TestOutputs | None = None
+        for name, loader in self._loaders.items():
+            start = time.perf_counter()
+            outputs = TestOutputs() if self._pictures and name == "test" else None
+            result = evaluate(
+                self._model, loader, self._opt.val.metrics, self._sources[name].num_classes, self._stop.agreed,
+                outputs.add if outputs else None,
+            )  # fmt: skip
+            if result is None:
+                logger.info("The test was cut off; the next launch begins with it.")
+                return
+            epoch, lr = self._stream.epoch(current_iter), self._model.current_learning_rate()
+            seconds = time.perf_counter() - start
+            values = self._sources[name].value_names
+            self._experiment.log.test(name, current_iter, epoch, lr, result, values, seconds)
+            results[name] = result
+            shown = outputs or shown
+        self.last_iter = current_iter
+        if "test" in results:
+            is_best = self._judge(current_iter, results["test"], self._model.losses.take_mean())
+            if self._pictures and shown:
+                title = f"iteration {current_iter:,}, epoch {self._stream.epoch(current_iter)}"
+                self._pictures.tested(current_iter, title, results["test"], shown, is_best)
+        self.progress = dataclasses.replace(
+            self.progress, last_test_iter=max(current_iter, self.progress.last_test_iter)
+        )
+
+    def packed_model(self, current_iter: int) -> dict[str, Any]:
+        """The content of a self-contained model file with the result of the last test."""
+        shown = self._sources.get("test", self._sources["train"])
+        transforms = [each.model_dump() for each in without_random(shown.options).transforms]
+        return pack_model(
+            self._model, current_iter, self._stream.epoch(current_iter), self.result, shown.class_names,
+            shown.dataset[0]["input"].shape, transforms, synthetic_notice(self._sources.values()),
+            shown.dataset.fingerprint if shown.name == "test" else None,
+        )  # fmt: skip
+
+    def draw_pictures(self, at_the_end: bool = False) -> None:
+        """Draw the best model that has not been drawn yet; `at_the_end` also what shows the whole run."""
+        if self._pictures and at_the_end:
+            self._pictures.finish(self.progress.best_iter)
+        elif self._pictures:
+            self._pictures.draw()
+
+    def _judge(self, current_iter: int, result: dict[str, MetricValue], train_loss: float | None) -> bool:
+        """Move the progress by a test on "test", and save the model if it is the best so far; returns whether it is.
+
+        train_loss: the mean since the test before.
+        """
+        self.result = result
+        self._log_test(current_iter, result, train_loss)
+        name = self._opt.val.best_metric
+        if name is None or current_iter <= self.progress.last_test_iter:
+            return False
+        value = result[name]
+        assert isinstance(value, float), "probed before training"
+        self.progress = self.progress.after_test(current_iter, value, self._opt.val.best_mode)
+        if not self.progress.is_best(current_iter):
+            return False
+        path = self._experiment.models / "best_model.pth"
+        logger.info("  Saved best model (%s=%s) to %s", name, with_unit(name, value), path)
+        beside = train_record(self._model, result, train_loss)
+        self._experiment.save_model(path.name, {**self.packed_model(current_iter), **beside})
+        return True
+
+    def _log_test(self, current_iter: int, result: Mapping[str, MetricValue], train_loss: float | None) -> None:
+        losses = "-" if train_loss is None else f"{train_loss:.4f}"
+        logger.info(
+            "Epoch %d: Train Loss = %s, Test Loss = %.4f, LR = %.2e",
+            self._stream.epoch(current_iter), losses, result["loss"], self._model.current_learning_rate(),
+        )  # fmt: skip
+        numbers = {name: value for name, value in result.items() if isinstance(value, float) and name != "loss"}
+        if numbers:
+            shown = (f"{spoken(name)}: {with_unit(name, value)}" for name, value in numbers.items())
+            logger.info("  %s", ", ".join(shown))
+
+    def _define_pictures(self) -> BestModelPictures | None:
+        if "test" not in self._sources or self._experiment.is_dry_run:
+            return None
+        source = self._sources["test"]
+        view = define_view(source.dataset, source.class_names)
+        return BestModelPictures(self._experiment.folder, view, source.dataset, self._experiment.log.figure)
