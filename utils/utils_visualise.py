@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,12 +98,15 @@ def _draw_classified(image_axes: Any, bar_axes: Any, cell: Classified, class_nam
 
 def _show_to_scale(axes: Any, joints: NDArray[np.float64]) -> None:
     """A cube around all joints, (x, z, -y) as they are drawn: a millimetre is as long in every direction."""
+    from matplotlib.ticker import MultipleLocator
+
     drawn = joints[:, [0, 2, 1]] * [1, 1, -1]
     middle = (drawn.min(axis=0) + drawn.max(axis=0)) / 2
     half = max(float(np.abs(drawn - middle).max()), 1.0)
     for name, centre in zip("xyz", middle, strict=True):
         getattr(axes, f"set_{name}lim")(centre - half, centre + half)
-    axes.set_box_aspect((1, 1, 1))
+        getattr(axes, f"{name}axis").set_major_locator(MultipleLocator(50 * math.ceil(half / 150)))
+    axes.set_box_aspect((1, 1, 1), zoom=0.85)  # room for the labels
 
 
 def skeletons_figure(
