@@ -44,7 +44,7 @@ class TrainedModel:
     trained on; None if neither the file nor the data set says. recorded: the metrics that its run measured on
     `recorded_split` of datasets.test; empty if it measured none. synthetic: what stood in for missing data, in words.
     experiment: the folder of its run; None for a file that was taken out of it. fingerprint: of the data that
-    `recorded` was measured on; None if the file does not say.
+    `recorded` was measured on, device: that it was measured with; None if the file does not say.
     """
 
     path: Path
@@ -58,6 +58,7 @@ class TrainedModel:
     synthetic: str | None
     experiment: Path | None
     fingerprint: str | None = None
+    device: str | None = None
 
     def load(self, dist: Dist) -> ModelPlain:
         """The model with these weights in its tested network; UserError if they do not fit the options."""
@@ -158,7 +159,7 @@ def _self_contained(
     return TrainedModel(
         file, opt, iteration=int(content["iter"]), epoch=content["epoch"], class_names=classes, input_shape=shape,
         recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"), experiment=experiment,
-        fingerprint=content.get("fingerprint"),
+        fingerprint=content.get("fingerprint"), device=content.get("device"),
     )  # fmt: skip
 
 
@@ -167,13 +168,14 @@ def _part_of_a_set(
 ) -> TrainedModel:
     option_file = option_file or _newest_options(file, experiment)
     opt = _validated(utils_option.to_dict(utils_option.parse(option_file)), overrides, file)
-    epoch, fingerprint = None, None
+    epoch, fingerprint, device = None, None, None
     if (path := file.with_name(manifest_name(iteration))).is_file():
         try:
             manifest = CheckpointFolder(file.parent).verify(path)
         except DamagedError as error:
             raise UserError(f"{file}: its checkpoint set is damaged: {error}; take another set") from error
         epoch, fingerprint = manifest.epoch, Progress(**manifest.progress).judged_on or None
+        device = manifest.machine.get("device")
     tested = "E" if opt.train.E_decay > 0 else "G"
     recorded: Mapping[str, MetricValue] = {}
     if experiment and part == tested:
@@ -182,7 +184,7 @@ def _part_of_a_set(
     return TrainedModel(
         file, opt, iteration=iteration, epoch=epoch, class_names=tuple(_class_of_data(opt, "class_names") or ()),
         input_shape=_input_shape(opt), recorded=recorded, recorded_split=split, synthetic=None, experiment=experiment,
-        fingerprint=fingerprint,
+        fingerprint=fingerprint, device=device,
     )  # fmt: skip
 
 

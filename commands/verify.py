@@ -6,6 +6,7 @@ data are wrong.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import logging
 import math
@@ -26,11 +27,15 @@ from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
 from utils.utils_logger import print_block
 from utils.utils_metrics import MetricValue
+from utils.utils_resume import device_name
 from utils.utils_visualise import save_figure
 from views.select_view import define_view
 from views.view_base import View
 
 logger = logging.getLogger("longhaul")
+
+_TOLERANCE = 1e-6  # relative: other ranks, or batches of another size, sum in another order
+_TOLERANCE_OF_DEVICES = 0.01
 
 SUMMARY = "metrics of one file alone, against those that its run recorded"
 EXAMPLES = """
@@ -106,7 +111,11 @@ def _findings(
     split = source.options.arguments.get("split")
     is_other_data = split == trained.recorded_split and not _are_the_data(trained, source)
     recorded = trained.recorded if split == trained.recorded_split and not (is_averaged or is_other_data) else {}
+    other_device = trained.device if trained.device not in (None, device_name(model.dist.device)) else None
+    tolerance = _TOLERANCE if other_device is None else _TOLERANCE_OF_DEVICES
     shared = [name for name in recorded if name in result]
+    if other_device:  # a sample that changes sides is much in one cell of a confusion matrix
+        shared = [name for name in shared if isinstance(recorded[name], float)]
     return {
         "model": str(trained.path),
         "network": trained.opt.netG.net_type,
@@ -123,7 +132,8 @@ def _findings(
         "metrics": dict(result),
         "classes": view.rows(result),
         "recorded": {name: recorded[name] for name in shared},
-        "differing": [name for name in shared if not _equal(recorded[name], result[name])],
+        "differing": [name for name in shared if not _equal(recorded[name], result[name], tolerance)],
+        "recorded_on_other_device": other_device,
         "doubts": view.doubts(result),
     }
 
@@ -147,12 +157,12 @@ def _write(trained: TrainedModel, measured: Measured, args: argparse.Namespace) 
     return written
 
 
-def _equal(recorded: Any, measured: MetricValue) -> bool:
-    """Whether two results are equal; sums of floats are taken in another order by another number of ranks."""
+def _equal(recorded: Any, measured: MetricValue, tolerance: float) -> bool:
+    """Whether two results are equal, within a relative tolerance for floats."""
     if isinstance(recorded, list) and isinstance(measured, list):
-        return len(recorded) == len(measured) and all(map(_equal, recorded, measured))
+        return len(recorded) == len(measured) and all(map(_equal, recorded, measured, itertools.repeat(tolerance)))
     if isinstance(recorded, float) and isinstance(measured, float):
-        return math.isclose(recorded, measured, rel_tol=1e-6)
+        return math.isclose(recorded, measured, rel_tol=tolerance)
     return recorded == measured
 
 
@@ -197,7 +207,10 @@ def _recorded_text(trained: TrainedModel, found: Mapping[str, Any]) -> str:
         pairs = ((name, trained.recorded[name], found["metrics"][name]) for name in found["differing"])
         shown = [f"{name} {old:.6g}, now {new:.6g}" for name, old, new in pairs if isinstance(new, float)]
         return f"DIFFERENT: {'; '.join(shown) or ', '.join(found['differing'])}"
-    return "the same" if found["recorded"] else "nothing for this file on these data"
+    if not found["recorded"]:
+        return "nothing for this file on these data"
+    other = found["recorded_on_other_device"]
+    return "the same" if other is None else f"the same within 1 %, as measured on another device ({other})"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 from models.model_plain import ModelPlain
 from utils.utils_metrics import MetricValue
 from utils.utils_option import to_dict
+from utils.utils_resume import device_name
 
 
 def pack_model(
@@ -32,6 +33,7 @@ def pack_model(
         "options": options,
         "synthetic": synthetic,
         "fingerprint": fingerprint,
+        "device": device_name(model.dist.device),
     }
 
 

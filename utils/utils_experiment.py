@@ -31,7 +31,7 @@ from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
 from utils.utils_progress import Progress
-from utils.utils_resume import cpu_name
+from utils.utils_resume import device_name
 from utils.utils_snapshot import BackgroundWriter
 from utils.utils_state_file import load_state, write_model
 
@@ -252,11 +252,10 @@ class Experiment:
 
 def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
     """What decides the order of float operations; an exact resume needs all of it equal."""
-    is_cuda = dist.device.type == "cuda"
     return {
         "ranks": dist.world_size,
         "threads per rank": dist.num_threads,
-        "device": torch.cuda.get_device_name(dist.device) if is_cuda else cpu_name(),
+        "device": device_name(dist.device),
         "torch": str(torch.__version__),
         "numpy": np.__version__,  # its generator shuffles, and promises no stream for ever
         "amp": opt.train.amp,

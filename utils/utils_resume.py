@@ -45,8 +45,10 @@ def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key))
 
 
-def cpu_name() -> str:
-    """The processor, and what decides which kernels it runs: sums of other kernels differ in their last bits."""
+def device_name(device: torch.device) -> str:
+    """The GPU, or the processor and what decides which kernels it runs: sums of others differ in their last bits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # no Linux
