@@ -224,10 +224,14 @@ def test_a_console_without_all_letters_gets_the_others(monkeypatch: pytest.Monke
     assert raw.getvalue().endswith(b"t\\xe2che\n")
 
 
-def test_without_a_console_nothing_is_lost_but_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_console_warnings_are_still_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr("sys.stdout", None)
     start_console(is_main=True)
     logging.getLogger("longhaul").info("said to nobody")
+    logging.getLogger("longhaul").warning("said on stderr")
+    assert capsys.readouterr().err.count("said") == 1
 
 
 def test_tensorboard_gets_scalars_and_rates(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
