@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.measure import Mark, Row, interleave, main, median
 
 PROJECT = Path(__file__).resolve().parent.parent
-NUM_ITERS, PRINT_EVERY = 80, 10
+NUM_ITERS, PRINT_EVERY = 120, 10
 
 
 def images_per_s(num_ranks: int, num_threads: int, num_iters: int = NUM_ITERS) -> float:
@@ -64,4 +64,4 @@ def measure(rounds: int, num_iters: int = NUM_ITERS) -> list[Row]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(measure, __doc__, rounds=3))
+    sys.exit(main(measure, __doc__, rounds=5))
