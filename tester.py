@@ -73,9 +73,10 @@ class Tester:
         """
 
         def is_replaced() -> bool:
+            if is_exact and not self._experiment.option_changes():  # most launches: they need not read the model
+                return False
             iteration = self._experiment.model_iter("best_model.pth")
-            repeats = is_exact and not self._experiment.option_changes()
-            return iteration is not None and iteration > start_iter and not repeats
+            return iteration is not None and iteration > start_iter
 
         if self._is_judged_anew:
             reason = "was the best by another metric or on other test data"

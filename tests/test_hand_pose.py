@@ -225,6 +225,14 @@ def test_the_skeletons_in_3d_are_upright_and_to_scale() -> None:
     assert [axis.get_label_text() for axis in (axes.xaxis, axes.yaxis, axes.zaxis)] == ["right", "away", "up"]
 
 
+def test_a_prediction_that_is_not_finite_is_drawn_beside_the_truth() -> None:
+    broken = pose(1)
+    broken[3, 1] = float("nan")
+    sample = Sample("x", np.zeros((3, 64, 64), np.uint8), pose(2), broken)
+    axes: Any = HandPoseView(joint_names=JOINT_NAMES).samples_figure({"row": [sample]}, "title").axes[1]
+    assert np.isfinite([axes.get_xlim(), axes.get_ylim(), axes.get_zlim()]).all()
+
+
 @pytest.mark.parametrize(("height", "width", "box"), [(48, 64, Box(8, 0, 48, 48)), (64, 31, Box(0, 16, 31, 31))])
 def test_a_hand_is_looked_for_in_the_middle_square(height: int, width: int, box: Box) -> None:
     assert HandPoseView(joint_names=JOINT_NAMES).find(np.zeros((height, width, 3), np.uint8)) == [box]

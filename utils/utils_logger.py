@@ -31,8 +31,8 @@ class _ConsoleHandler(logging.Handler):
         if stream is None:  # started with >&-
             return
         text = self.format(record)
-        if stream.encoding:  # a console without all letters must not end a run either
-            text = text.encode(stream.encoding, "backslashreplace").decode(stream.encoding)
+        if encoding := getattr(stream, "encoding", None):  # a console without all letters must not end a run either
+            text = text.encode(encoding, "backslashreplace").decode(encoding)
         with contextlib.suppress(OSError):  # a closed terminal or a full disk must not end a run; train.log has it all
             tqdm.write(text, file=stream)
             stream.flush()

@@ -100,7 +100,7 @@ def _show_to_scale(axes: Any, joints: NDArray[np.float64]) -> None:
     """A cube around all joints, (x, z, -y) as they are drawn: a millimetre is as long in every direction."""
     from matplotlib.ticker import MultipleLocator
 
-    drawn = joints[:, [0, 2, 1]] * [1, 1, -1]
+    drawn = joints[np.isfinite(joints).all(axis=1)][:, [0, 2, 1]] * [1, 1, -1]
     middle = (drawn.min(axis=0) + drawn.max(axis=0)) / 2
     half = max(float(np.abs(drawn - middle).max()), 1.0)
     for name, centre in zip("xyz", middle, strict=True):
