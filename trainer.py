@@ -19,6 +19,7 @@ from models.model_plain import Batch, enabled_parts
 from models.select_model import define_model
 from models.select_network import check_fits_data
 from tester import Tester
+from utils.utils_device import device_name, trains_faster_in_bf16
 from utils.utils_dist import Dist, leave_process_group
 from utils.utils_experiment import Experiment, machine_record
 from utils.utils_image import image_grid, is_picture
@@ -100,6 +101,9 @@ class Trainer:
             is_exact = guarantee.startswith("EXACT")
             self.tests.set_stale_best_aside(self.start_iter, is_exact)
         self._warn_of_other_counts()
+        if self.opt.train.amp == "bf16" and trains_faster_in_bf16(self._dist.device) is False:
+            name = device_name(self._dist.device)
+            logger.warning('train.amp: bf16 trains more slowly than float32 on %s; "auto" takes the faster.', name)
         self._experiment.save_options()
         log = self._experiment.log
         log.start(self.start_iter, self.total_iter)
@@ -238,7 +242,9 @@ class Trainer:
             "SYNTHETIC": self._synthetic or "",
             "network": f"{opt.netG.net_type}, {sum(p.numel() for p in self.model.netG.parameters()):,} parameters; "
             + ("netE is tested" if self.model.netE is not None else "netG is tested"),
-            "machine": ", ".join(f"{key} {value}" for key, value in self._machine_record.items()),
+            "machine": ", ".join(f"{key} {value}" for key, value in self._machine_record.items() if key != "amp"),
+            "precision": (self._machine_record["amp"] or "float32")
+            + (", the faster one here" if train.amp == "auto" else ""),
             "seed": str(self._seed),
         }
         changed = self._experiment.option_changes() if self._resume and self._dist.is_main else []

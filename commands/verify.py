@@ -23,11 +23,11 @@ from data.loaders import TestLoader
 from data.select_dataset import DataSource
 from models.evaluate import evaluate
 from models.model_plain import Batch, ModelPlain
+from utils.utils_device import device_name
 from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
 from utils.utils_logger import print_block
 from utils.utils_metrics import MetricValue
-from utils.utils_resume import device_name
 from utils.utils_visualise import save_figure
 from views.select_view import define_view
 from views.view_base import View

@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
+from utils.utils_device import chosen_amp
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_option import Options
@@ -31,6 +32,7 @@ class ModelBase:
         self.dist = dist
         self.seed = seed
         self.device = dist.device
+        self._is_bf16 = chosen_amp(opt.train.amp, self.device) == "bf16"
 
     def to_device(self, net: nn.Module) -> nn.Module:
         """Move a network to this rank's device, in the memory format of the options."""
@@ -39,8 +41,8 @@ class ModelBase:
         return net.to(self.device)
 
     def autocast(self) -> torch.autocast:
-        """The precision of a training step: bf16 where train.amp says so."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.opt.train.amp == "bf16")
+        """The precision of a training step."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16)
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """The network as training calls it: in DDP where there are several ranks, compiled if asked.

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from models.model_plain import ModelPlain
+from utils.utils_device import device_name
 from utils.utils_metrics import MetricValue
 from utils.utils_option import to_dict
-from utils.utils_resume import device_name
 
 
 def pack_model(

@@ -22,6 +22,7 @@ import torch
 from utils import utils_option
 from utils.utils_checkpoint import CheckpointFolder, Manifest, ResumePoint
 from utils.utils_checkpoint_names import find_last_checkpoint
+from utils.utils_device import chosen_amp, device_name
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_failpoint import reached
@@ -31,7 +32,6 @@ from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
 from utils.utils_progress import Progress
-from utils.utils_resume import device_name
 from utils.utils_snapshot import BackgroundWriter
 from utils.utils_state_file import load_state, write_model
 
@@ -258,7 +258,7 @@ def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
         "device": device_name(dist.device),
         "torch": str(torch.__version__),
         "numpy": np.__version__,  # its generator shuffles, and promises no stream for ever
-        "amp": opt.train.amp,
+        "amp": chosen_amp(opt.train.amp, dist.device),
         "compile": opt.train.compile,
         "channels_last": opt.train.channels_last,
         "G_accumulation_steps": opt.train.G_accumulation_steps,

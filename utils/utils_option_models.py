@@ -159,7 +159,10 @@ class TrainOptions(Section):
     manual_seed: int | None = Field(
         default=None, ge=0, le=2**63 - 1, description="seed of all randomness; null: drawn once and logged"
     )
-    amp: Literal["bf16"] | None = Field(default=None, description="precision of forward and backward; null: float32")
+    amp: Literal["auto", "bf16"] | None = Field(
+        default=None,
+        description="precision of forward and backward; null: float32; auto: bf16 where the device is faster in it",
+    )
     compile: bool = Field(default=False, description="compile netG with torch.compile")
     channels_last: bool = Field(default=False, description="store images and filters channels last")
     G_accumulation_steps: Count = Field(default=1, description="forward and backward passes per update, on each rank")

@@ -1,18 +1,10 @@
 """What a resume guarantees, and why."""
 
-import os
-import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from utils.utils_checkpoint import ResumePoint
 from utils.utils_error import UserError
-
-_KERNEL_FLAGS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16")
-_KERNEL_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 
 
 def resume_guarantee(
@@ -43,20 +35,3 @@ def resume_guarantee(
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     keys = {**saved, **now}
     return "; ".join(f"{key}: {saved.get(key)} -> {now.get(key)}" for key in keys if saved.get(key) != now.get(key))
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU, or the processor and what decides which kernels it runs: sums of others differ in their last bits."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # no Linux
-        lines = []
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    if {"cpu family", "model"} <= facts.keys():  # in a virtual machine the name alone may be as vague as "AMD EPYC"
-        name = f"{name} {facts['cpu family']}/{facts['model']}"
-    flags = [flag for flag in _KERNEL_FLAGS if flag in facts.get("flags", "").split()]
-    chosen = [f"{name}={os.environ[name]}" for name in _KERNEL_VARIABLES if name in os.environ]
-    return f"{name} ({', '.join([torch.backends.cpu.get_cpu_capability(), *flags, *chosen])})"

@@ -1,0 +1,76 @@
+"""Which precision suits this machine, and that training keeps to it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+
+from models.model_plain import ModelPlain
+from tests.helpers import ONE_RANK, class_batch, net_options
+from tests.run_helpers import NewRun, new_run, server
+from utils import utils_device
+from utils.utils_device import chosen_amp, trains_faster_in_bf16
+from utils.utils_experiment import machine_record
+
+__all__ = ["new_run", "server"]  # fixtures
+
+CPU = torch.device("cpu")
+BASE = "fpu avx2 avx512f avx512bw"
+
+PROCESSORS = {
+    "AMD with bf16": (f"vendor_id\t: AuthenticAMD\nflags\t\t: {BASE} avx512_bf16\n", True),
+    "Intel with AMX": (f"vendor_id\t: GenuineIntel\nflags\t\t: {BASE} avx512_bf16 amx_bf16 amx_tile\n", True),
+    "Intel without AMX": (f"vendor_id\t: GenuineIntel\nflags\t\t: {BASE} avx512_bf16\n", False),
+    "AMD before bf16": (f"vendor_id\t: AuthenticAMD\nflags\t\t: {BASE}\n", False),
+    "ARM": ("CPU implementer\t: 0x41\nFeatures\t: fp asimd bf16\n", None),
+    "no Linux": (None, None),
+}
+
+
+def become(monkeypatch: pytest.MonkeyPatch, folder: Path, processor: str) -> None:
+    """Let this machine look like one of PROCESSORS."""
+    text, _ = PROCESSORS[processor]
+    if text is not None:
+        (folder / "cpuinfo").write_text(text)
+    monkeypatch.setattr(utils_device, "CPUINFO", folder / "cpuinfo")
+
+
+def trained_dtype(model: ModelPlain) -> torch.dtype:
+    """What the network computes in during one iteration of training."""
+    seen: list[torch.dtype] = []
+    first = next(module for module in model.netG.modules() if isinstance(module, nn.Conv2d))
+    handle = first.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    model.update_learning_rate(1)
+    model.optimize_parameters([class_batch(1)], 1)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_auto_takes_the_faster_precision(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, tmp_path, processor)
+    is_faster = PROCESSORS[processor][1]
+    assert trains_faster_in_bf16(CPU) is is_faster
+    options = net_options({"amp": "auto"})
+    assert trained_dtype(ModelPlain(options, ONE_RANK, 0)) == (torch.bfloat16 if is_faster else torch.float32)
+    assert machine_record(options, ONE_RANK)["amp"] == ("bf16" if is_faster else None)
+
+
+@pytest.mark.parametrize("processor", ["Intel with AMX", "Intel without AMX"])
+def test_what_the_options_say_is_what_is_done(processor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    become(monkeypatch, tmp_path, processor)
+    assert trained_dtype(ModelPlain(net_options({"amp": "bf16"}), ONE_RANK, 0)) == torch.bfloat16
+    assert trained_dtype(ModelPlain(net_options({"amp": None}), ONE_RANK, 0)) == torch.float32
+
+
+def test_the_start_block_names_the_precision(new_run: NewRun) -> None:
+    def start(amp: str) -> str:
+        ended = new_run().launch("--dry_run", "--set", f"train.amp={amp}")
+        assert ended.status == 0
+        return ended.output
+
+    automatic, forced = start("auto"), start("bf16")
+    assert f"{chosen_amp('auto', CPU) or 'float32'}, the faster one here" in automatic
+    assert "more slowly" not in automatic
+    assert ("bf16 trains more slowly than float32" in forced) == (trains_faster_in_bf16(CPU) is False)

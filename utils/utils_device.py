@@ -1,0 +1,57 @@
+"""What this machine computes on: its name, and the precision that suits it."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+CPUINFO = Path("/proc/cpuinfo")
+
+_KERNEL_FLAGS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16")
+_KERNEL_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU, or the processor and what decides which kernels it runs: sums of others differ in their last bits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    facts = _processor_facts()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    if {"cpu family", "model"} <= facts.keys():  # in a virtual machine the name alone may be as vague as "AMD EPYC"
+        name = f"{name} {facts['cpu family']}/{facts['model']}"
+    flags = [flag for flag in _KERNEL_FLAGS if flag in facts.get("flags", "").split()]
+    chosen = [f"{name}={os.environ[name]}" for name in _KERNEL_VARIABLES if name in os.environ]
+    return f"{name} ({', '.join([torch.backends.cpu.get_cpu_capability(), *flags, *chosen])})"
+
+
+def trains_faster_in_bf16(device: torch.device) -> bool | None:
+    """Whether convolutions train faster in bf16 than in float32 here; None where nobody has measured it.
+
+    So they do on GPUs from Ampere on, on CPUs with AMX, and on AMD's with avx512_bf16. Intel's avx512_bf16 multiplies
+    no faster than float32, and without such instructions bf16 is emulated (`python -m benchmarks.training_speed`).
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    facts = _processor_facts()
+    if "flags" not in facts:  # no x86, or no Linux
+        return None
+    flags = facts["flags"].split()
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == "AuthenticAMD")
+
+
+def chosen_amp(amp: Literal["auto", "bf16"] | None, device: torch.device) -> Literal["bf16"] | None:
+    """The precision that `train.amp` stands for on this device; None is float32."""
+    if amp == "auto":
+        return "bf16" if trains_faster_in_bf16(device) else None
+    return amp
+
+
+def _processor_facts() -> dict[str, str]:
+    """What Linux says of one core, by its names; nothing elsewhere."""
+    try:
+        lines = CPUINFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
