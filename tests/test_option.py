@@ -209,7 +209,7 @@ def test_the_input_is_left_alone() -> None:
         ),
         ("train__checkpoint_sav", 5, 'train.checkpoint_sav: unknown key; did you mean "checkpoint_save"?'),
         ("train__g_optimizer_LR", 5, 'train.g_optimizer_LR: unknown key; did you mean "G_optimizer_lr"?'),
-        ("train__amp", "fp16", 'train.amp: "fp16" is not allowed: must be "auto", "bf16" or null'),
+        ("train__amp", "fp16", 'train.amp: "fp16" is not allowed: must be "auto" or "bf16" or null'),
         ("train__compile", "on", 'train.compile: "on" is not allowed: must be true or false'),
         ("train", [], "train: [] is not allowed: must be a section {...}"),
         ("trian", {}, 'trian: unknown key; did you mean "train"?'),
