@@ -3,8 +3,8 @@
     python -m benchmarks.gpu_fer2013
     LONGHAUL_FER2013_CSV=fer2013.csv python -m benchmarks.gpu_fer2013 --batch_size 256
 
-Without the real CSV it takes as many generated faces. options/fer.json with train.compile, a batch size after another;
-bf16 and channels last are its own. Without a GPU the exit status is 2; --cpu_rehearsal shows that the script runs.
+Without the real CSV it takes as many generated faces. options/fer.json with train.compile and bf16, a batch size after
+another. Without a GPU the exit status is 2; --cpu_rehearsal shows that the script runs.
 """
 
 import argparse
@@ -73,6 +73,7 @@ def option_overrides(plan: Plan, batch_size: int, root: Path) -> list[str]:
         "datasets.train.dataroot": csv,
         "datasets.train.fallback": None if csv else generated,
         "datasets.train.dataloader_batch_size": batch_size,
+        "train.amp": "bf16",
         "train.compile": plan.compile,
         "train.total_epochs": plan.epochs,
     }

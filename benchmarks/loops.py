@@ -30,6 +30,7 @@ from models.select_network import define_G
 from tables import TABLES
 from trainer import Trainer
 from utils import utils_option
+from utils.utils_device import chosen_amp
 from utils.utils_dist import Dist
 from utils.utils_memory import keep_freed_memory
 from utils.utils_option import Options
@@ -53,7 +54,8 @@ class Bare:
             weight_decay=train.G_optimizer_wd, fused=True,
         )  # fmt: skip
         self.called = torch.compile(self.net) if train.compile else self.net
-        self._is_bf16, self._channels_last = train.amp == "bf16", train.channels_last
+        self._is_bf16 = _is_bf16(opt)
+        self._channels_last = train.channels_last
 
     def loss(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Forward pass and loss."""
@@ -116,7 +118,7 @@ def accelerate(opt: Options, tick: Callable[[], None]) -> None:
     """The loop of Accelerate's quick tour."""
     from accelerate import Accelerator
 
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if opt.train.amp == "bf16" else "no")
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16" if _is_bf16(opt) else "no")
     model = Bare(opt)
     net, optimizer, loader = accelerator.prepare(model.net, model.optimizer, _dataloader(opt))
     for images, targets in _epochs(loader):
@@ -134,7 +136,7 @@ def lightning(opt: Options, tick: Callable[[], None]) -> None:
     """Lightning's Trainer with everything that can be switched off switched off."""
     from benchmarks.lightning_loop import fit
 
-    fit(Bare(opt), _dataloader(opt), opt.train.amp == "bf16", tick)
+    fit(Bare(opt), _dataloader(opt), _is_bf16(opt), tick)
 
 
 def mindspore(opt: Options, tick: Callable[[], None]) -> None:
@@ -175,6 +177,10 @@ def command(loop: str, option_file: Path, num_iters: int, *changes: str, malloc:
     sets = itertools.chain.from_iterable(("--set", change) for change in changes)
     arguments = ["-opt", str(option_file), "--num_iters", str(num_iters), "--malloc", malloc, *sets]
     return [sys.executable, "-m", "benchmarks.loops", loop, *arguments]
+
+
+def _is_bf16(opt: Options) -> bool:
+    return chosen_amp(opt.train.amp, torch.device("cpu")) == "bf16"
 
 
 def _batch_size(opt: Options) -> int:

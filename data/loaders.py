@@ -40,8 +40,9 @@ def define_train_loader(
         for current_iter in itertools.count(start_iter + 1):
             yield from stream.positions(current_iter).reshape(num_micro_batches, -1)
 
-    raw = _fetch(source, map(stream.samples, positions()), dist)  # may run ahead of what is trained
-    batches = map(pipeline, raw, positions())
+    fetched, transformed = itertools.tee(positions())
+    raw = _fetch(source, map(stream.samples, fetched), dist)  # may run ahead of what is trained
+    batches = map(pipeline, raw, transformed)
     return ((i, list(itertools.islice(batches, num_micro_batches))) for i in itertools.count(start_iter + 1))
 
 

@@ -40,9 +40,9 @@ class ModelBase:
             return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net.to(self.device)
 
-    def autocast(self) -> torch.autocast:
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of a training step."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._is_bf16)
+        return torch.autocast(self.device.type, torch.bfloat16) if self._is_bf16 else contextlib.nullcontext()
 
     def wrap(self, net: nn.Module) -> nn.Module:
         """The network as training calls it: in DDP where there are several ranks, compiled if asked.
