@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from utils.utils_curves import curve_panels
+from utils.utils_curves import Panel, curve_panels, panel_figure
 from utils.utils_history import read_history
 from utils.utils_metrics_csv import read_metrics
 
@@ -68,3 +69,27 @@ def test_each_number_of_a_run_stands_in_one_panel(tmp_path: Path) -> None:
         "Learning Rate": {"train": [(10, 0.1)]},
         "Speed": {"train": [(10, 50.0)]},
     }
+
+
+@pytest.mark.parametrize("ends", [[0.99, 1.0, 0.98, 0.1], [0.0, 0.01, 0.02, 1.0], [0.5] * 10])
+def test_the_names_of_lines_stay_apart_and_beside_their_panel(ends: list[float]) -> None:
+    lines = {f"line {number}": [(1, 0.0), (2, 1.0), (3, end)] for number, end in enumerate(ends)}
+    axes = panel_figure(Panel("Recall", "", lines)).axes[0]
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert heights.keys() == lines.keys()
+    in_order = sorted(heights.values())
+    assert in_order[0] > -0.01
+    assert in_order[-1] < 1.01
+    assert min(np.diff(in_order)) > 0.08
+    assert sorted(ends) == [ends[int(name.split()[1])] for name in sorted(heights, key=lambda name: heights[name])]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_the_best_value_is_written_where_there_is_room(value: float) -> None:
+    lines = {"test": [(1, 1 - value), (2, value)]}
+    figure = panel_figure(Panel("Loss", "", lines), best_iter=2)
+    figure.canvas.draw()
+    (label,) = [text for text in figure.axes[0].texts if text.get_text() == f"{value:.4g}"]
+    inside, extent = figure.axes[0].get_window_extent(), label.get_window_extent()
+    assert inside.y0 < extent.y0
+    assert extent.y1 < inside.y1

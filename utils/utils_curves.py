@@ -27,6 +27,8 @@ _SIGNS = {
 }
 _MAX_POINTS, _MAX_LINES = 400, 10
 _PANEL_INCHES = (4.6, 2.9)
+_LABEL_STEP = 0.085
+"""The height of a line's name, as a fraction of its panel's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,7 @@ def signs(interruptions: Sequence[tuple[int, str]], best_iter: int | None) -> li
 
 
 def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]], best_iter: int | None) -> None:
-    ends = []
+    ends, found = [], []
     for (name, series), colour, dash in zip(
         panel.lines.items(), itertools.cycle(LINES), itertools.cycle(_DASHES), strict=False
     ):
@@ -113,8 +115,11 @@ def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]
         best = dict(series).get(best_iter) if best_iter is not None and name == "test" else None
         if best is not None:
             axes.plot([best_iter], [best], "o", color=INK, markerfacecolor="none", markersize=8)
-            axes.annotate(f"{best:.4g}", (best_iter, best), (0, -14), textcoords="offset points", ha="center",
-                          fontsize=8, color=INK)  # fmt: skip
+            found.append((best_iter, best))
+    for point in found:
+        is_high = point[1] > sum(axes.get_ylim()) / 2  # with room below
+        axes.annotate(f"{point[1]:.4g}", point, (0, -14 if is_high else 8), textcoords="offset points", ha="center",
+                      fontsize=8, color=INK)  # fmt: skip
     _mark_interruptions(axes, interruptions)
     axes.set_title(panel.title, fontsize=10, color=INK)
     axes.set_xlabel("iteration", fontsize=8, color=MUTED)
@@ -130,14 +135,19 @@ def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """The name of each line at its right end, moved apart where they would touch."""
+    """The name of each line at its right end, moved apart where they would touch, within the height of the panel."""
     low, high = axes.get_ylim()
-    step, previous = 0.085, -1.0
-    heights = sorted(((value - low) / (high - low or 1), name, colour) for value, name, colour in ends)
-    excess = max(0.0, len(heights) * step - 1)
-    for height, name, colour in heights:
-        previous = max(height, previous + step - excess / len(heights))
-        axes.text(1.01, previous, name, color=colour, fontsize=8, va="center", transform=axes.transAxes)
+    ends = sorted(ends)
+    step = min(_LABEL_STEP, 1 / len(ends))
+    heights = [(value - low) / (high - low or 1) for value, _, _ in ends]
+    for number in range(1, len(heights)):
+        heights[number] = max(heights[number], heights[number - 1] + step)
+    ceiling = 1.0
+    for number in reversed(range(len(heights))):
+        heights[number] = min(heights[number], ceiling)
+        ceiling = heights[number] - step
+    for height, (_, name, colour) in zip(heights, ends, strict=True):
+        axes.text(1.01, height, name, color=colour, fontsize=8, va="center", transform=axes.transAxes)
 
 
 def _mark_interruptions(axes: Any, interruptions: Sequence[tuple[int, str]]) -> None:
