@@ -30,7 +30,7 @@ def line(folder: Path) -> list[str]:
     accuracy = dict(history.series.get("test", {}).get("accuracy", []))
     if not accuracy or not history.manifests:
         raise UserError(f"{folder}: holds no test, or no checkpoint set; has it trained at all?")
-    stream = history.manifests[max(history.manifests)]["stream"]
+    stream = history.manifests[max(history.manifests)].stream
     per_epoch = stream["num_samples"] / stream["batch_size"]
     best = max(accuracy, key=lambda iteration: accuracy[iteration])
     last = max(accuracy)

@@ -219,10 +219,9 @@ def _sets(history: History) -> Table:
         return []
     rows = []
     for iteration, manifest in history.manifests.items():
-        files = manifest.get("files", {})
-        size = sum(each["bytes"] for each in files.values()) / 1e6
-        hashes = ", ".join(f"{part} {each['sha256'][:12]}" for part, each in files.items())
-        rows.append([f"{iteration:,}", str(manifest["epoch"]), manifest["reason"], manifest["saved_at"],
+        size = sum(record.bytes for record in manifest.files.values()) / 1e6
+        hashes = ", ".join(f"{part} {record.sha256[:12]}" for part, record in manifest.files.items())
+        rows.append([f"{iteration:,}", str(manifest.epoch), manifest.reason, manifest.saved_at,
                      f"{size:.2f} MB", hashes])  # fmt: skip
     return [["iteration", "epoch", "reason", "saved", "size", "SHA-256 (first 12 digits)"], *rows]
 
@@ -240,11 +239,11 @@ def _commands(folder: Path, history: History, trained: TrainedModel | None) -> d
     if first is None:
         return commands
     machine = history.launches[0].get("machine", {}) if history.launches else {}
-    manifest = next(iter(history.manifests.values()), {})
+    manifest = next(iter(history.manifests.values()), None)
     ranks, threads = machine.get("ranks", 1), machine.get("threads per rank")
     launcher = "python" if ranks == 1 else f"torchrun --nproc_per_node={ranks}"
     again = {"task": shlex.quote(f"{folder.resolve().name}_again"), "train.num_threads": threads}
-    again["train.manual_seed"] = manifest.get("stream", {}).get("seed")
+    again["train.manual_seed"] = manifest.stream.get("seed") if manifest else None
     changes = "".join(f" --set {key}={value}" for key, value in again.items() if value is not None)
     line = f"{launcher} main_train.py -opt {shlex.quote(str(first))}{changes}"
     checkout = [f"git checkout {machine['code']}"] if machine.get("code") else []

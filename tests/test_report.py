@@ -105,6 +105,18 @@ def test_the_page_has_what_verify_and_the_run_say(
     assert f"G {manifest['files']['G']['sha256'][:12]}" in page.text
 
 
+@pytest.mark.parametrize("edited", ["{}", "[1]", '{"iteration": "x"}'])
+def test_a_manifest_that_somebody_wrote_is_left_out(experiment: Path, report: Callable[..., Page], edited: str) -> None:
+    manifests = sorted((experiment / "models").glob("*_manifest.json"))
+    kept = json.loads(manifests[1].read_text())["files"]["G"]["sha256"][:12]
+    dropped = json.loads(manifests[0].read_text())["files"]["G"]["sha256"][:12]
+    assert dropped in report(experiment).text
+    manifests[0].write_text(edited)
+    page = report(experiment)
+    assert f"G {kept}" in page.text
+    assert f"G {dropped}" not in page.text
+
+
 def test_nothing_on_the_page_is_elsewhere(experiment: Path, report: Callable[..., Page]) -> None:
     page = report(experiment)
     assert page.addresses

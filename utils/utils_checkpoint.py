@@ -156,7 +156,7 @@ class CheckpointFolder:
             ) from error
 
     def _verified(self, path: Path) -> Manifest:
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         for record in manifest.files.values():
             file = self.folder / record.name
             if not file.is_file():
@@ -278,7 +278,8 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
+    """The commit record in a file; DamagedError if it is none, or not as it was written."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("sha256") != _digest(content):

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.utils_checkpoint import DamagedError, Manifest, read_manifest
+from utils.utils_checkpoint_names import list_manifests
 from utils.utils_metrics_csv import KEYS, read_metrics
 
 Series = list[tuple[int, float]]
@@ -27,7 +29,7 @@ class History:
     state: str | None
     series: Mapping[str, Mapping[str, Series]]
     launches: list[dict[str, Any]]
-    manifests: Mapping[int, Mapping[str, Any]]
+    manifests: Mapping[int, Manifest]
 
     @property
     def interruptions(self) -> list[tuple[int, str]]:
@@ -52,11 +54,11 @@ def read_history(folder: Path) -> History:
             with contextlib.suppress(ValueError, TypeError):  # somebody has edited the file
                 series.setdefault(split, {}).setdefault(name, []).append((iteration, float(text)))
     manifests = {}
-    for path in (folder / "models").glob("*_manifest.json"):
-        if content := _read_json(path):
-            manifests[int(content.get("iteration", 0))] = content
+    for iteration, path in sorted(list_manifests(folder / "models").items()):
+        with contextlib.suppress(DamagedError, OSError):  # a run that goes on removes old ones
+            manifests[iteration] = read_manifest(path)
     launches = [each for each in status.get("launches", []) if {"state", "from_iter", "to_iter"} <= each.keys()]
-    return History(folder, status.get("state"), series, launches, dict(sorted(manifests.items())))
+    return History(folder, status.get("state"), series, launches, manifests)
 
 
 def saved_options(folder: Path) -> list[Path]:
