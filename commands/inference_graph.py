@@ -110,7 +110,7 @@ def _write_onnx(program: ExportedProgram, metadata: Mapping[str, Any], opset: in
         raise UserError(f"this network has no form in ONNX: {why}; use --format torch_export") from error
     written = converted.model.opset_imports[""]
     if opset not in (None, written):
-        raise UserError(f"--opset: {opset} cannot be written, only {written}; leave --opset out, or take 18 or newer")
+        raise UserError(f"--opset: {opset} cannot be written, only {written}; leave --opset out")
     converted.model.metadata_props.update(_as_json(metadata))
     return converted.model_proto.SerializeToString(), f"ONNX, opset {written}{note}"
 
