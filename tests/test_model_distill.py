@@ -98,6 +98,16 @@ def test_without_weight_it_trains_like_the_plain_model(teacher: Path) -> None:
     assert not same_tensors(plain.netG.state_dict(), taught.netG.state_dict())
 
 
+@pytest.mark.parametrize(("amp", "dtype"), [("bf16", torch.bfloat16), (None, torch.float32)])
+def test_the_teacher_computes_in_the_precision_of_training(teacher: Path, amp: str | None, dtype: torch.dtype) -> None:
+    model = distilled(teacher, amp=amp)
+    seen: list[torch.dtype] = []
+    first = next(module for module in model.netT[0].modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
+    model.optimize_parameters([class_batch(1)], 1)
+    assert seen == [dtype]
+
+
 def test_the_teacher_stays_as_it_is_and_tests_do_not_need_it(teacher: Path) -> None:
     model = distilled(teacher)
     before = copy.deepcopy(model.netT[0].state_dict())

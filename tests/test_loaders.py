@@ -1,0 +1,62 @@
+"""How a batch and its workers are shared among the ranks."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.utils.data
+
+from data.loaders import define_train_loader
+from data.select_dataset import DataSource, define_dataset
+from data.train_stream import TrainStream
+from tests.helpers import tiny_csv
+from utils.utils_dist import Dist
+from utils.utils_error import UserError
+from utils.utils_option import DatasetOptions
+
+BATCH = 8
+TWO_RANKS = [Dist(rank=rank, world_size=2) for rank in range(2)]
+
+
+def source(folder: Path, **given: Any) -> DataSource:
+    mapping = {"dataset_type": "fer2013", "dataroot": tiny_csv(folder), "split": "Training", **given}
+    return define_dataset("train", DatasetOptions.model_validate_json(json.dumps(mapping)))
+
+
+def stream(each: DataSource, dist: Dist) -> TrainStream:
+    return TrainStream(len(each.dataset), BATCH, 0, dist.rank, dist.world_size)
+
+
+def test_accumulation_divides_the_share_of_a_rank_not_the_batch(tmp_path: Path) -> None:
+    each = source(tmp_path)
+    with pytest.raises(UserError, match="8 does not divide the 4 samples of each rank"):
+        define_train_loader(each, stream(each, TWO_RANKS[0]), TWO_RANKS[0], 0, 0, num_micro_batches=8)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_the_micro_batches_of_all_ranks_are_the_batch_of_one(tmp_path: Path, resident: bool) -> None:
+    each = source(tmp_path, resident=resident)
+    alone = define_train_loader(each, stream(each, Dist()), Dist(), 0, 3)
+    shared = [define_train_loader(each, stream(each, dist), dist, 0, 3, num_micro_batches=2) for dist in TWO_RANKS]
+    for number, [whole] in itertools.islice(alone, 6):  # past the end of an epoch
+        parts = [next(loader) for loader in shared]
+        assert [place for place, _ in parts] == [number] * 2
+        assert [name for _, micro in parts for part in micro for name in part["name"]] == list(whole["name"])
+        assert torch.equal(torch.cat([part["input"] for _, micro in parts for part in micro]), whole["input"])
+
+
+@pytest.mark.parametrize(("asked", "started"), [(0, 0), (1, 1), (3, 2), (4, 2)])
+def test_the_ranks_share_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, started: int) -> None:
+    """As many as were asked for, or one more so that all ranks have the same."""
+    found = []
+
+    def loader(*_args: Any, num_workers: int, **_kwargs: Any) -> list[Any]:
+        found.append(num_workers)
+        return []
+
+    monkeypatch.setattr(torch.utils.data, "DataLoader", loader)
+    each = source(tmp_path, resident=False, dataloader_num_workers=asked)
+    assert next(define_train_loader(each, stream(each, TWO_RANKS[0]), TWO_RANKS[0], 0, 0)) == (1, [])
+    assert found == [started]
