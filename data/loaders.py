@@ -4,7 +4,7 @@ import atexit
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -141,8 +141,28 @@ def _fetch_resident(dataset: ResidentDataset, drawn: Iterable[Indices], device: 
     for samples in drawn:
         index = upload(samples, device)
         batch: Batch = {key: value.index_select(0, index) for key, value in tensors.items()}
-        batch["name"] = [dataset.name(int(sample)) for sample in samples]
+        batch["name"] = _Names(dataset, samples)
         yield batch
+
+
+class _Names(Sequence[str]):
+    """The names of some samples, each made when somebody asks for it: training does not."""
+
+    def __init__(self, dataset: ResidentDataset, samples: Indices) -> None:
+        self._dataset, self._samples = dataset, samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> "_Names": ...
+
+    def __getitem__(self, place: int | slice) -> "str | _Names":
+        chosen = self._samples[place]
+        return _Names(self._dataset, chosen) if isinstance(place, slice) else self._dataset.name(int(chosen))
 
 
 def _fetch_streamed(source: DataSource, drawn: Iterable[Indices], dist: Dist) -> Iterator[Batch]:

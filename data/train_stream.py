@@ -44,11 +44,11 @@ class TrainStream:
         return np.arange(start, start + self._share, dtype=np.int64)
 
     def samples(self, positions: Indices) -> Indices:
-        """The sample index at each of some ascending positions: (B,)."""
-        epochs, places = np.divmod(positions, self.num_samples)
-        if epochs[0] == epochs[-1]:
-            return self._order(int(epochs[0]))[places]
-        return np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
+        """The sample index at each of some consecutive positions: (B,). Not a copy: do not write to it."""
+        epoch, place = divmod(int(positions[0]), self.num_samples)
+        drawn = self._order(epoch)[place : place + len(positions)]
+        rest = positions[len(drawn) :]
+        return np.concatenate([drawn, self.samples(rest)]) if len(rest) else drawn
 
     def epoch(self, current_iter: int) -> int:
         """The 0-based epoch that iteration `current_iter` begins in."""

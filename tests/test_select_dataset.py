@@ -91,7 +91,7 @@ def flat(batches: list[tuple[int, list[Batch]]]) -> list[Batch]:
 
 def equal(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a["input"], b["input"]) and torch.equal(a["target"], b["target"]) and a["name"] == b["name"]
+        torch.equal(a["input"], b["input"]) and torch.equal(a["target"], b["target"]) and [*a["name"]] == [*b["name"]]
         for a, b in zip(first, second, strict=True)
     )
 
@@ -257,7 +257,7 @@ def test_ranks_together_draw_what_one_rank_draws() -> None:
     for (_, whole), (_, first), (_, second) in zip(alone, *ranks, strict=True):
         assert torch.equal(torch.cat([first[0]["input"], second[0]["input"]]), whole[0]["input"])
         assert torch.equal(torch.cat([first[0]["target"], second[0]["target"]]), whole[0]["target"])
-        assert first[0]["name"] + second[0]["name"] == whole[0]["name"]
+        assert [*first[0]["name"], *second[0]["name"]] == list(whole[0]["name"])
 
 
 def test_micro_batches_together_are_the_batch() -> None:
