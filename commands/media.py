@@ -165,7 +165,10 @@ def find_media(inputs: Sequence[str], output: Path, problem: Problem) -> list[Me
     if left_out:
         kinds = ", ".join(f"{number:,} {suffix or 'without a suffix'}" for suffix, number in left_out.most_common())
         logger.info("Left out, because their names are not those of images or videos: %s", kinds)
-    for path in dict.fromkeys(files):
+    named: dict[str, Path] = {}
+    for path in files:
+        named.setdefault(os.path.normpath(path.absolute()), path)
+    for path in named.values():
         media.append((Video if path.suffix.lower() in VIDEO_SUFFIXES else Medium)(str(path), path))
     return media
 

@@ -1,7 +1,7 @@
 """Batched tensor transforms (batch, positions, seed) -> batch, on the device that holds the batch.
 
-A batch is {"input": (B, C, H, W) float32 in [0, 1], "target": ..., "name": a sequence of str}. What a sample gets depends on
-(seed, its position in the stream) alone: equal for any number of ranks, workers and relaunches.
+A batch is {"input": (B, C, H, W) float32 in [0, 1], "target": ..., "name": a sequence of str}. What a sample gets
+depends on (seed, its position in the stream) alone: equal for any number of ranks, workers and relaunches.
 """
 
 import math

@@ -188,6 +188,8 @@ def test_a_folder_and_a_glob_stand_for_their_images_and_copies_keep_their_tree(i
     assert written == ["out/a/x.png", "out/b/x.png", "out/top.bmp.png", "out/ä [1]/日本.jpg"]
     assert infer("in/**/x.png", "in/a/x.png", "in/ä [1]/日本.jpg", "--no_detect", "--csv", "glob.csv") == 0
     assert [row["file"] for row in rows_of("glob.csv")] == ["in/a/x.png", "in/b/x.png", "in/ä [1]/日本.jpg"]
+    assert infer("in/b/x.png", "in/b/../a/x.png", Path("in/a/x.png").resolve(), "--no_detect", "--csv", "c") == 0
+    assert [row["file"] for row in rows_of("c")] == ["in/b/x.png", "in/b/../a/x.png"]
 
 
 def test_copies_of_an_earlier_run_are_no_inputs(infer: Command) -> None:
