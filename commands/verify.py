@@ -184,7 +184,7 @@ def _print(trained: TrainedModel, measured: Measured, written: Sequence[Path]) -
     lines = {
         "model": f"{found['model']}: {found['network']}, iteration {found['iteration']:,}{epoch}",
         "size": f"{found['num_parameters']:,} parameters, {found['file_bytes'] / 1e6:.2f} MB",
-        "data": f"{found['num_samples']:,} samples of {source.options.dataset_type} {source.options.arguments}"
+        "data": f"{found['num_samples']:,} samples of {found['data']}"
         + (f", {source.options.dataroot}" if source.options.dataroot and not source.synthetic else ""),
         "SYNTHETIC": source.synthetic or "",
         "test-time average": "mirror images and small shifts" if found["test_time_average"] else "",
