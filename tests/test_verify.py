@@ -164,7 +164,7 @@ def test_other_weights_are_noticed(
 def test_another_split_has_no_record(trained: Path, verify: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert verify(trained / "best_model.pth", "--split", "PrivateTest") == 0
     shown = capsys.readouterr().out
-    assert "2 samples of fer2013 {'split': 'PrivateTest'}" in shown
+    assert "2 samples of fer2013 PrivateTest" in shown
     assert "nothing for this file on these data" in shown
 
 
