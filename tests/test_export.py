@@ -231,7 +231,7 @@ def test_it_is_said_on_which_inputs_a_graph_was_checked(
         shown = capsys.readouterr()
         return shown.out + shown.err
 
-    assert "21 inputs of fer2013 {'split': 'PublicTest'}, in batches of 1, 2, 21" in said()
+    assert "21 inputs of fer2013 PublicTest, in batches of 1, 2, 21" in said()
     absent = ("--set", "datasets.test.dataroot=absent.csv")
     shown = said(*absent, "--num_samples", 1)
     assert "1 random inputs, in batches of 1, 2" in shown
