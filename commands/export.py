@@ -148,7 +148,7 @@ def _samples(trained: TrainedModel, num_samples: int) -> _Samples:
         return _Samples(torch.from_numpy(images), "random inputs", random=str(error))
     chosen = np.linspace(0, len(source.dataset) - 1, min(num_samples, len(source.dataset))).round().astype(int)
     raw = torch.stack([torch.as_tensor(source.dataset[i]["input"]) for i in chosen.tolist()])
-    origin = f"inputs of {source.options.dataset_type} {source.options.arguments.get('split') or source.name}"
+    origin = f"inputs of {source.title}"
     return _Samples(raw, origin, synthetic=source.synthetic or "")
 
 

@@ -123,7 +123,7 @@ def _findings(
         "epoch": trained.epoch,
         "num_parameters": sum(parameter.numel() for parameter in model.tested_net.parameters()),
         "file_bytes": trained.path.stat().st_size,
-        "data": f"{source.options.dataset_type} {split or source.name}",
+        "data": source.title,
         "num_samples": len(source.dataset),
         "synthetic": source.synthetic,
         "is_other_data": is_other_data,

@@ -71,6 +71,11 @@ class DataSource:
     synthetic: str | None
 
     @property
+    def title(self) -> str:
+        """What is drawn from, for people: "fer2013 PublicTest"."""
+        return f"{self.options.dataset_type} {self.options.arguments.get('split') or self.name}"
+
+    @property
     def synthetic_source(self) -> str | None:
         """The name of the synthetic source in use, or None."""
         return self.options.fallback.dataset_type if self.synthetic and self.options.fallback else None

@@ -10,8 +10,10 @@ from models.model_plain import ModelPlain
 from tests.helpers import ONE_RANK, class_batch, net_options
 from tests.run_helpers import NewRun, new_run, server
 from utils import utils_device
+from utils.utils_checkpoint import Manifest, ResumePoint
 from utils.utils_device import chosen_amp, trains_faster_in_bf16
 from utils.utils_experiment import machine_record
+from utils.utils_resume import resume_guarantee
 
 __all__ = ["new_run", "server"]  # fixtures
 
@@ -62,6 +64,26 @@ def test_what_the_options_say_is_what_is_done(processor: str, tmp_path: Path, mo
     become(monkeypatch, tmp_path, processor)
     assert trained_dtype(ModelPlain(net_options({"amp": "bf16"}), ONE_RANK, 0)) == torch.bfloat16
     assert trained_dtype(ModelPlain(net_options({"amp": None}), ONE_RANK, 0)) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "change"),
+    [
+        ("Intel with AMX", "Intel without AMX", "amp: bf16 -> None"),
+        ("AMD before bf16", "AMD with bf16", "amp: None -> bf16"),
+        ("AMD with bf16", "AMD with bf16", ""),
+    ],
+)
+def test_a_resume_says_that_auto_has_chosen_anew(
+    before: str, now: str, change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = net_options({"amp": "auto"})
+    become(monkeypatch, tmp_path, before)
+    manifest = Manifest(4, 0, "periodic", {}, {}, {}, machine_record(options, ONE_RANK), "")
+    become(monkeypatch, tmp_path, now)
+    said = resume_guarantee(ResumePoint(4, {}, manifest), {}, machine_record(options, ONE_RANK), accept_changes=False)
+    assert said.startswith("SAME-DATA" if change else "EXACT")
+    assert change in said
 
 
 def test_the_start_block_names_the_precision(new_run: NewRun) -> None:
