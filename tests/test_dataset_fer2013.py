@@ -229,8 +229,8 @@ def test_is_available(tmp_path: Path) -> None:
 
 def test_every_pixel_value_is_parsed_without_the_slow_path() -> None:
     values = np.arange(3 * OFFICIAL_SIZE) * 37 % 256
-    texts = [" ".join(map(str, part)) for part in values.reshape(3, -1)]
-    block = parse_block(texts)
+    cells = [" ".join(map(str, part)).encode() for part in values.reshape(3, -1)]
+    block = parse_block(cells)
     assert block is not None
     assert block.tolist() == values.reshape(3, -1).tolist()
 
@@ -238,12 +238,12 @@ def test_every_pixel_value_is_parsed_without_the_slow_path() -> None:
 def test_fast_parser_takes_no_wrong_number() -> None:
     wrong = [*map(str, range(256, 1300)), "0000", "-1", "", "1_0", "+5", "1e1", "0x1", "²"]
     for place in (1, 1000, OFFICIAL_SIZE):
-        assert [number for number in wrong if parse_block([with_pixel(place, number)]) is not None] == []
+        assert [number for number in wrong if parse_block([with_pixel(place, number).encode()]) is not None] == []
 
 
 def test_unusual_but_valid_texts_are_read() -> None:
     odd = f"  {with_pixel(9, '0009').replace('7 7', '007   7', 1)}\t"
-    images, reasons = parse_pixels([GOOD] * 40 + [odd] + [GOOD] * 40)
+    images, reasons = parse_pixels([text.encode() for text in [GOOD] * 40 + [odd] + [GOOD] * 40])
     assert not reasons
     expected = np.full((81, OFFICIAL_SIZE), 7)
     expected[40, 8] = 9
