@@ -1,39 +1,71 @@
 """The exponential moving average of a network's weights."""
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 import torch.nn as nn
 
 from models.model_base import has_own_buffers
+
+_ALIGNMENT = 64
+"""Elements: every tensor begins a cache line, whatever its type."""
 
 
 class MovingAverage:
     """Moves the tensors of one network towards those of another, in two calls however many there are.
 
     Batch norm statistics are averaged like the weights: those of the source's latest batches belong to other weights.
-    What is no float, such as batch norm's counters, is copied.
+    What is no float, such as batch norm's counters, is copied. Both networks' tensors are moved into one buffer a type,
+    because most of those of a small network are so small that a call costs more than they do.
     """
 
     def __init__(self, average: nn.Module, source: nn.Module) -> None:
         self._nets = average, source
         self._must_list_again = has_own_buffers(source)
-        self._list()
+        pairs = self._pairs()
+        if not self._must_list_again and not any(map(_share_memory, zip(*pairs, strict=True))):
+            pairs = _move_together(pairs)
+        self._list(pairs)
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """average = decay * average + (1 - decay) * source."""
         if self._must_list_again:
-            self._list()
+            self._list(self._pairs())
         torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
         if self._copies:
             torch._foreach_copy_(self._copies, self._originals)
 
-    def _list(self) -> None:
-        pairs = list(zip(*map(_tensors, self._nets), strict=True))
-        floats = [pair for pair in pairs if pair[1].is_floating_point()]
-        others = [pair for pair in pairs if not pair[1].is_floating_point()]
-        self._averages, self._sources = [pair[0] for pair in floats], [pair[1] for pair in floats]
-        self._copies, self._originals = [pair[0] for pair in others], [pair[1] for pair in others]
+    def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        average, source = ((*net.parameters(), *net.buffers()) for net in self._nets)
+        return list(zip(average, source, strict=True))
+
+    def _list(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        floats = [(mean.detach(), value.detach()) for mean, value in pairs if value.is_floating_point()]
+        others = [(mean.detach(), value.detach()) for mean, value in pairs if not value.is_floating_point()]
+        self._averages, self._sources = [mean for mean, _ in floats], [value for _, value in floats]
+        self._copies, self._originals = [mean for mean, _ in others], [value for _, value in others]
 
 
-def _tensors(net: nn.Module) -> list[torch.Tensor]:
-    return [each.detach() for each in (*net.parameters(), *net.buffers())]
+def _share_memory(tensors: Sequence[torch.Tensor]) -> bool:
+    return len({tensor.untyped_storage().data_ptr() for tensor in tensors}) < len(tensors)
+
+
+def _move_together(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Move the memory of all pairs of one type into two buffers of one layout, and return the buffers.
+
+    Every tensor stays the object that it is, with its shape; the first of a pair gets the strides of the second.
+    """
+    buffers = []
+    for kind in dict.fromkeys((value.dtype, value.device) for _, value in pairs):
+        chosen = [pair for pair in pairs if (pair[1].dtype, pair[1].device) == kind]
+        sizes = [-(-value.numel() // _ALIGNMENT) * _ALIGNMENT for _, value in chosen]
+        *starts, size = itertools.accumulate(sizes, initial=0)
+        together = chosen[0][0].new_zeros(size), chosen[0][1].new_zeros(size)
+        for pair, start in zip(chosen, starts, strict=True):
+            strides = torch.empty_like(pair[1], device="meta").stride()  # without gaps, which the pair's may have
+            for tensor, buffer in zip(pair, together, strict=True):
+                tensor.data = buffer.as_strided(tensor.shape, strides, start).copy_(tensor.detach())
+        buffers.append(together)
+    return buffers

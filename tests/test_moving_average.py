@@ -1,0 +1,119 @@
+"""MovingAverage on networks whose tensors lie unusually in memory, by NumPy's arithmetic."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+from models.moving_average import MovingAverage
+
+DECAY = 0.75
+
+
+def channels_last() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1))
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def several_types() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 2).double(), nn.BatchNorm1d(2), nn.PReLU())
+
+
+def tied() -> nn.Module:
+    """Two names for one parameter."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    net[1].weight = net[0].weight
+    return net
+
+
+def one_buffer() -> nn.Module:
+    """Two parameters that are halves of one tensor, which somebody else looks at."""
+    net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    net.whole = torch.arange(32.0)  # type: ignore[assignment]
+    for layer, half in zip(net, net.whole.chunk(2), strict=True):  # type: ignore[arg-type, operator]
+        layer.weight = nn.Parameter(half.view(4, 4))
+    return net
+
+
+def with_gaps() -> nn.Module:
+    """A parameter that is every second column of a matrix, and one that is one number, many times."""
+    net = nn.Linear(4, 3)
+    net.weight = nn.Parameter(torch.randn(3, 8)[:, ::2])
+    net.bias = nn.Parameter(torch.ones(1).expand(3), requires_grad=False)
+    return net
+
+
+def empty() -> nn.Module:
+    net = nn.Linear(0, 3)
+    net.none = nn.Parameter(torch.zeros(0, 2))
+    return net
+
+
+NETWORKS = (channels_last, several_types, tied, one_buffer, with_gaps, empty)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
+def test_average_by_its_formula(network: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    source = network()
+    average = copy.deepcopy(source)
+    before = values(source)
+    moving = MovingAverage(average, source)
+    assert_equal(values(source), before)
+    assert_equal(values(average), before)
+    expected = before
+    for _ in range(3):
+        change(source)
+        moving.update(DECAY)
+        expected = {name: averaged(expected[name], value) for name, value in values(source).items()}
+        assert_equal(values(average), expected)
+
+
+@pytest.mark.parametrize("network", [channels_last, several_types])
+def test_whoever_holds_a_tensor_still_holds_it(network: Callable[[], nn.Module]) -> None:
+    source = network()
+    held = {name: (value, value.dtype, value.stride()) for name, value in source.named_parameters()}
+    moving = MovingAverage(copy.deepcopy(source), source)
+    change(source)
+    moving.update(DECAY)
+    for name, value in source.named_parameters():
+        tensor, dtype, strides = held[name]
+        assert value is tensor
+        assert (value.dtype, value.stride()) == (dtype, strides)
+
+
+def test_parameters_in_a_buffer_of_somebody_else_stay_there() -> None:
+    source = one_buffer()
+    MovingAverage(copy.deepcopy(source), source)
+    with torch.no_grad():
+        source[1].weight.fill_(-1.0)  # type: ignore[index, operator, union-attr]
+    assert source.whole.tolist() == [*map(float, range(16)), *[-1.0] * 16]  # type: ignore[operator]
+
+
+def values(net: nn.Module) -> dict[str, np.ndarray]:
+    """Float64, so that NumPy's own rounding does not matter; copies."""
+    return {name: value.detach().double().numpy().copy() for name, value in net.state_dict().items()}
+
+
+@torch.no_grad()
+def change(net: nn.Module) -> None:
+    """New values in the same tensors, as an optimizer and batch norm write them."""
+    for tensor in {id(each): each for each in (*net.parameters(), *net.buffers())}.values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.randn_like(tensor) if 0 not in tensor.stride() else torch.randn(1).expand_as(tensor))
+        else:
+            tensor += 1
+
+
+def averaged(mean: np.ndarray, value: np.ndarray) -> np.ndarray:
+    return DECAY * mean + (1 - DECAY) * value if value.ndim else value  # the only scalar is batch norm's counter
+
+
+def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
