@@ -10,8 +10,8 @@ def test_every_contender_is_measured_in_every_round_and_the_sets_are_whole(tmp_p
     training = Training(width=4, depth=2)
     rows = measure_in(tmp_path, training, rounds=2)
     assert [sorted(row.samples) for row in rows] == [
-        ["DCP async_save", "KAIR style", "Longhaul", "memcpy"],
-        ["DCP async_save", "KAIR style", "Longhaul", "memcpy"],
+        ["DCP async_save", "KAIR style", "Longhaul", "memcpy", "memcpy of one block"],
+        ["DCP async_save", "KAIR style", "Longhaul", "memcpy", "memcpy of one block"],
         ["Longhaul", "torch.save + fsync"],
         ["a step", "a step during a save"],
     ]
