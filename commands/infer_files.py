@@ -101,7 +101,8 @@ class Tables:
         if self._csv is not None:
             rows = [_row(frame, finding) for frame in self._frames for finding in frame["found"]]
             text = io.StringIO()
-            writer = csv.DictWriter(text, rows[0] if rows else _COLUMNS, lineterminator="\n")
+            columns = rows[0] if rows else (*_COLUMNS, *self._view.columns)
+            writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
             write_output(self._csv, text.getvalue())

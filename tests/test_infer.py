@@ -174,6 +174,8 @@ def test_an_image_without_a_face_says_so_and_is_no_failure(infer: Command, capsy
     assert not Path("out").exists()
     assert infer(*names, "--no_detect", "--csv", "all.csv") == 0
     assert len(rows_of("all.csv")) == 3
+    headers = [Path(name).read_text().splitlines()[0] for name in ("none.csv", "all.csv")]
+    assert headers[0] == headers[1], "whoever reads the table finds its columns"
     assert min(cv2.imread("out/dot.png").shape[:2]) >= 200  # a text fits
 
 

@@ -157,6 +157,11 @@ class View:
 
         return fitted(image, box, input_shape)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of `says`, as far as they are known before a network has said anything."""
+        return ()
+
     def says(self, output: torch.Tensor, box: Box) -> dict[str, float | str]:
         """What the network says of the input from this box, as columns of a table."""
         return {f"output_{number}": value for number, value in enumerate(output.flatten().tolist())}

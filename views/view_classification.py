@@ -111,11 +111,16 @@ class ClassificationView(View):
         others = [class_id for class_id in range(outputs.shape[1]) if class_id != predicted]
         return outputs[:, predicted] - outputs[:, others].logsumexp(dim=1)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("class", "probability", *self.class_names)
+
     def says(self, output: torch.Tensor, box: Box) -> dict[str, float | str]:  # noqa: ARG002
         """The likeliest class, its probability, and that of every class."""
-        probabilities = dict(zip(self.class_names, output.softmax(dim=0).tolist(), strict=True))
-        label = max(probabilities, key=probabilities.__getitem__)
-        return {"class": label, "probability": probabilities[label], **probabilities}
+        probabilities = output.softmax(dim=0).tolist()
+        likeliest = max(range(len(probabilities)), key=probabilities.__getitem__)
+        said = (self.class_names[likeliest], probabilities[likeliest], *probabilities)
+        return dict(zip(self.columns, said, strict=True))
 
     def headline(self, output: torch.Tensor) -> str:
         """As in "happy 0.823"."""
