@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.contender import Pacer
 
 tick, done = Pacer(num_iters=3), 0
-print("chatter that is no measurement")
+print("chatter that is no measurement", flush=True)
 while True:
     done += 1
     Path(sys.argv[1]).write_text(str(done))
