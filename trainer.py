@@ -194,7 +194,6 @@ class Trainer:
         number = self._stop.signal_number
         is_signal = number != SAVE_FAILED
         self._experiment.finish("PREEMPTED" if is_signal else "FAILED")
-        self.tests.draw_pictures()
         reason = signal.Signals(number).name if is_signal else 'a save that failed (train.save_failure is "stop")'
         committed = self._experiment.last_committed_iter
         if self._dist.is_main and committed != current_iter:  # the other ranks save nothing
@@ -208,6 +207,7 @@ class Trainer:
             "Stopped by %s and saved at iteration %s%s. Launch the same command again to go on.",
             reason, f"{current_iter:,}", after,
         )  # fmt: skip
+        self.tests.draw_pictures()  # last: a machine that is taken away may not wait for them
         return 128 + number if is_signal and not self._experiment.save_failed else 1
 
     def _choose_seed(self, opt: Options) -> int:

@@ -10,7 +10,8 @@ background.
 Places: "start" (nothing is done yet), "step" (the update of that iteration is done), "test" (its test is at a batch),
 "commit" (its set is committed), "rename" (before rename number "count", from 1, of its set), "model" (before the file
 "name" is written), "feed" (the batches of the iterations in "iters" are NaN, on that rank, each time),
-"failpoint" ("name" is reached for "file"). At a "test" and a "failpoint" it lets as many go by as "skip" says.
+"failpoint" ("name" is reached for "file"), "pictures" (before the last ones are drawn). At a "test" and a "failpoint"
+it lets as many go by as "skip" says.
 "audit" names a file that gets a line for every path that any process of the run opens for writing, makes or removes.
 "record" names a folder where each rank writes down the samples that its updates are fed.
 "trace" names a file that gets a line for every failpoint reached on rank 0: its name, a tab, and the file.
@@ -265,6 +266,8 @@ def arm(accident: Accident) -> None:
         before(utils.utils_file.os, "replace", at_rename)
     elif place == "model":
         before(utils.utils_experiment, "write_model", at_model)
+    elif place == "pictures":
+        before(Tester, "draw_pictures", lambda *_: strike(accident))
     elif place == "start":
         strike(accident)
     else:

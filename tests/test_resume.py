@@ -219,6 +219,16 @@ def test_only_rank_0_talks_and_the_ranks_agree_on_the_iteration(new_run: NewRun)
     assert ended.outputs[1] == ""
 
 
+def test_a_stop_is_told_and_final_before_its_pictures_are_drawn(new_run: NewRun) -> None:
+    run = new_run()
+    accidents = [kill("step", 4, signal.SIGTERM), kill("pictures", 0, signal.SIGKILL)]
+    ended = run.launch(accidents=accidents)
+    assert ended.statuses == [-signal.SIGKILL]
+    assert "Stopped by SIGTERM and saved at iteration 4" in ended.output
+    assert "Stopped by SIGTERM and saved at iteration 4" in run.log()
+    assert run.status()["state"] == "PREEMPTED"
+
+
 @pytest.mark.long
 def test_stopped_ranks_always_end(new_run: NewRun) -> None:
     """Gloo's threads may still be dropping the last collective when a rank drops the group; no run may hang there."""

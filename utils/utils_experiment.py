@@ -72,7 +72,7 @@ class Experiment:
         self._began_at: int | None = None
         self._earlier_launches: list[dict[str, Any]] = []
         self._launch: dict[str, Any] | None = None
-        self._state = "FAILED"
+        self._has_finished = False
 
     def __enter__(self) -> "Experiment":
         if not self.is_dry_run:
@@ -87,8 +87,8 @@ class Experiment:
             self.log.failure(error)
             if self.last_committed_iter and not isinstance(error, UserError):
                 logger.error("The newest good set is that of iteration %s.", f"{self.last_committed_iter:,}")
-        if self._dist.is_main and not self.is_dry_run:
-            self._write_status(self._state)
+        if not self._has_finished:
+            self._end_status("FAILED")
         self.log.close()
         self._open.close()
 
@@ -171,12 +171,13 @@ class Experiment:
             self._checkpoints.set_aside(name, reason)
 
     def finish(self, state: str) -> None:
-        """Wait for the saves; `state` (DONE or PREEMPTED) is what status.json will say at the end.
+        """Wait for the saves, and have status.json say how the launch ended: DONE, PREEMPTED or FAILED.
 
         A run whose end is not on disk is FAILED, not DONE: the next launch makes up for it.
         """
         self._writer.retry()
-        self._state = "FAILED" if state == "DONE" and self._writer.failed else state
+        self._end_status("FAILED" if state == "DONE" and self._writer.failed else state)
+        self._has_finished = True
 
     def _find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
         resume = self._checkpoints.find_resume_point(parts, self._began_at)
@@ -229,6 +230,10 @@ class Experiment:
                     reached("stale temporary file removed", entry)
         bar = self.opt.log.progress_bar
         self.log = RunLog(self.folder, self.opt.log.tensorboard, sys.stderr.isatty() if bar == "auto" else bar)
+
+    def _end_status(self, state: str) -> None:
+        if self._dist.is_main and not self.is_dry_run:
+            self._write_status(state)
 
     def _write_status(self, state: str) -> None:
         """What a scheduler needs to know, then the history of the run: a launch that stayed RUNNING was killed."""
