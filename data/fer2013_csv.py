@@ -1,9 +1,10 @@
 """FER2013 as a CSV file: checked row by row, its pixels parsed by whole-array arithmetic."""
 
+import codecs
 import csv
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,13 @@ def read_csv(path: Path) -> dict[str, Faces]:
     # parser: 500,000 page faults, 1.2 s.
     np.empty(16 << 20, np.uint8)
     with open(path, "rb", buffering=1 << 20) as file:
-        rows = _rows(file)
-        header = [_text(cell) for cell in next(rows, [])]
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        rows = _rows(_lines(file))
+        try:
+            header = [_text(cell) for cell in next(rows, [])]
+        except csv.Error as error:
+            raise UserError(f"{path}: the header cannot be read: {error}. Take the official fer2013.csv.") from None
         places = _find_columns(path, header)
         first_row = 2
         try:
@@ -55,6 +61,15 @@ def read_csv(path: Path) -> dict[str, Faces]:
     return {split: _join(parts[split]) for split in SPLITS}
 
 
+def _lines(file: Iterable[bytes]) -> Iterator[bytes]:
+    """Lines that end in LF, CR LF or, as those of old Macs, CR."""
+    for line in file:
+        if 0 <= line.find(b"\r") < len(line) - 2:
+            yield from line.splitlines(keepends=True)
+        else:
+            yield line
+
+
 def _rows(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
     """The cells of every row. Without a quote a line is split at its commas, many times as fast as csv does it.
 
@@ -62,7 +77,7 @@ def _rows(lines: Iterator[bytes]) -> Iterator[list[bytes]]:
     """
     num_empty = 0
     for line in lines:
-        if line in (b"\n", b"\r\n"):
+        if line in (b"\n", b"\r\n", b"\r"):
             num_empty += 1
             continue
         yield from [[b""]] * num_empty
@@ -83,7 +98,7 @@ def _text(cell: bytes) -> str:
 
 def _find_columns(path: Path, header: Sequence[str]) -> list[int]:
     """Where COLUMNS stand: icml_face_data.csv has them in another order, and a space before two of the names."""
-    known = {name.strip("\ufeff ").lower(): place for place, name in enumerate(header)}
+    known = {name.strip().lower(): place for place, name in enumerate(header)}
     if missing := [name for name in COLUMNS if name.lower() not in known]:
         raise UserError(
             f"{path}: no column {', '.join(missing)}; the header has {', '.join(header)[:200]!r}, and "

@@ -33,15 +33,33 @@ def test_csv_equals_an_independent_parse(tmp_path: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_quotes_and_line_ends_change_nothing(tmp_path: Path, quoting: Literal[1, 2], ending: str) -> None:
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_quotes_and_line_ends_change_nothing(
+    tmp_path: Path, quoting: Literal[1, 2], ending: str, encoding: str
+) -> None:
     plain = Path(small_csv(tmp_path, 300))
-    with open(plain, newline="") as file, open(tmp_path / "quoted.csv", "w", newline="") as copy:
+    copied = open(tmp_path / "quoted.csv", "w", newline="", encoding=encoding)  # noqa: SIM115
+    with open(plain, newline="") as file, copied as copy:
         rows = [[emotion, pixels.replace("7 ", "7\n", 1), usage] for emotion, pixels, usage in csv.reader(file)]
         csv.writer(copy, quoting=quoting, lineterminator=ending).writerows(rows)
     quoted, expected = Fer2013(str(tmp_path / "quoted.csv"), "Training"), Fer2013(str(plain), "Training")
     assert quoted.fingerprint == expected.fingerprint
     assert quoted.name(150) == expected.name(150).replace("fer2013", "quoted")
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"\r"])
+def test_line_ends_without_quotes_change_nothing(tmp_path: Path, ending: bytes) -> None:
+    plain = Path(small_csv(tmp_path, 300))
+    (tmp_path / "other.csv").write_bytes(plain.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", ending))
+    other, expected = Fer2013(str(tmp_path / "other.csv"), "Training"), Fer2013(str(plain), "Training")
+    assert other.fingerprint == expected.fingerprint
+    assert other.name(150) == expected.name(150).replace("fer2013", "other")
+
+
+def test_a_header_that_is_no_csv_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "odd.csv").write_bytes(b'"emotion' + b"x" * 200_000 + b'",pixels,Usage\n')
+    assert "odd.csv: the header cannot be read: field larger than field limit" in refusal(str(tmp_path / "odd.csv"))
 
 
 def test_sample(tmp_path: Path) -> None:
