@@ -85,7 +85,8 @@ class Trainer:
     def resume(self) -> None:
         """Load the resume point, or initialise a fresh run, and say where it stands."""
         accept = self.opt.resume.accept_changes
-        guarantee = resume_guarantee(self._resume, self._stream_record, self._machine_record, accept)
+        parts = enabled_parts(self.opt.train)
+        guarantee = resume_guarantee(self._resume, parts, self._stream_record, self._machine_record, accept)
         if self._has_work:
             first = _, micro_batches = next(self._loader)
             self._loader = itertools.chain([first], self._loader)  # only looked at here: it is trained on in its turn

@@ -169,6 +169,7 @@ def _part_of_a_set(
     option_file = option_file or _newest_options(file, experiment)
     opt = _validated(utils_option.to_dict(utils_option.parse(option_file)), overrides, file)
     epoch, fingerprint, device = None, None, None
+    tested = "E" if opt.train.E_decay > 0 else "G"
     if (path := file.with_name(manifest_name(iteration))).is_file():
         try:
             manifest = CheckpointFolder(file.parent).verify(path)
@@ -176,7 +177,7 @@ def _part_of_a_set(
             raise UserError(f"{file}: its checkpoint set is damaged: {error}; take another set") from error
         epoch, fingerprint = manifest.epoch, Progress(**manifest.progress).judged_on or None
         device = manifest.machine.get("device")
-    tested = "E" if opt.train.E_decay > 0 else "G"
+        tested = "E" if "E" in manifest.files else "G"  # the options may have changed since
     recorded: Mapping[str, MetricValue] = {}
     if experiment and part == tested:
         recorded = logged_test(experiment / "metrics.csv", iteration)

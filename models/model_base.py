@@ -118,11 +118,13 @@ def _state_dicts(content: Any, prefer_ema: bool) -> list[StateDict]:
 
 
 def _fitting(state: StateDict, wanted: StateDict) -> dict[str, torch.Tensor]:
-    return {
-        name: value
-        for name, value in state.items()
-        if name in wanted and torch.is_tensor(value) and value.shape == wanted[name].shape
-    }
+    return {name: value for name, value in state.items() if name in wanted and _fits(name, value, wanted[name])}
+
+
+def _fits(name: str, value: Any, wanted: Any) -> bool:
+    if name.rpartition(".")[2] == "_extra_state":  # whatever the module's get_extra_state gives
+        return True
+    return torch.is_tensor(value) and value.shape == wanted.shape
 
 
 def _report(
@@ -135,7 +137,8 @@ def _report(
         said.append(f"netG has no use for {_listing(unexpected)}")
     if mismatched:
         first = mismatched[0]
-        shapes = f"{list(state[first].shape)} in the file, {list(wanted[first].shape)} in netG"
+        given = list(state[first].shape) if torch.is_tensor(state[first]) else "no tensor"
+        shapes = f"{given} in the file, {list(wanted[first].shape)} in netG"
         said.append(f"{_listing(mismatched)} has another shape ({shapes})")
     return f"{name} {', and '.join(said)}" if said else ""
 

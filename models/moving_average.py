@@ -27,15 +27,22 @@ class MovingAverage:
         if not self._must_list_again and not any(map(_share_memory, zip(*pairs, strict=True))):
             pairs = _move_together(pairs)
         self._list(pairs)
+        self._values = [value for _, value in self._pairs()]
+        self._places = self._find_places()
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """average = decay * average + (1 - decay) * source."""
+        # A forward pass may give a parameter other memory (weight.data = ...), which would be averaged no more.
+        self._must_list_again = self._must_list_again or self._find_places() != self._places
         if self._must_list_again:
             self._list(self._pairs())
         torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
         if self._copies:
             torch._foreach_copy_(self._copies, self._originals)
+
+    def _find_places(self) -> list[int]:
+        return [value.data_ptr() for value in self._values]
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         average, source = ((*net.parameters(), *net.buffers()) for net in self._nets)

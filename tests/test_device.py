@@ -81,7 +81,8 @@ def test_a_resume_says_that_auto_has_chosen_anew(
     become(monkeypatch, tmp_path, before)
     manifest = Manifest(4, 0, "periodic", {}, {}, {}, machine_record(options, ONE_RANK), "")
     become(monkeypatch, tmp_path, now)
-    said = resume_guarantee(ResumePoint(4, {}, manifest), {}, machine_record(options, ONE_RANK), accept_changes=False)
+    resume = ResumePoint(4, {"optimizerG": tmp_path}, manifest)
+    said = resume_guarantee(resume, (), {}, machine_record(options, ONE_RANK), accept_changes=False)
     assert said.startswith("SAME-DATA" if change else "EXACT")
     assert change in said
 

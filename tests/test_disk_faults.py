@@ -245,7 +245,7 @@ def can_mount() -> bool:
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("room", "said"),
-    [(0, "free, and a checkpoint set needs"), (1 << 16, "/models/8_")],  # of two parts written at once, the first to fail
+    [(0, "free, and a checkpoint set needs"), (1 << 16, "/models/8_")],  # the first to fail of two
     ids=["noticed before the write", "noticed in the write"],
 )
 def test_a_file_system_that_is_full_costs_one_save(

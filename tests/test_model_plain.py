@@ -13,6 +13,7 @@ import torch
 import torch.nn as nn
 
 from models.loss_meter import NonFiniteLossError
+from models.model_base import load_network
 from models.model_plain import ModelPlain, enabled_parts
 from models.select_model import MODELS
 from models.select_network import NETWORKS
@@ -729,6 +730,36 @@ def test_loose_loading_goes_by_name_and_shape(
 def test_a_file_of_which_nothing_fits_is_an_error(tmp_path: Path, strict: bool, content: Any) -> None:
     with pytest.raises(UserError, match=r"net\.pth"):
         load_pretrained(saved(tmp_path / "net.pth", content), G_param_strict=strict)
+
+
+class Counting(nn.Module):
+    """A network that keeps what is no tensor in its state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        self.seen: dict[str, int] = {"images": 0}
+
+    def get_extra_state(self) -> dict[str, int]:
+        return self.seen
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.seen = state
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_extra_state_of_a_module_is_loaded(tmp_path: Path, strict: bool) -> None:
+    first, second = nn.Sequential(Counting()), nn.Sequential(Counting())
+    first[0].seen = {"images": 64}
+    load_network(second, saved(tmp_path / "net.pth", first.state_dict()), strict)
+    assert second[0].seen == {"images": 64}
+    assert torch.equal(second[0].layer.weight, first[0].layer.weight)
+
+
+def test_what_is_no_tensor_where_one_should_be_is_named(tmp_path: Path) -> None:
+    state = {**Counting().state_dict(), "layer.bias": "none"}
+    with pytest.raises(UserError, match=r"'layer\.bias' has another shape \(no tensor in the file, \[2\] in netG\)"):
+        load_network(Counting(), saved(tmp_path / "net.pth", state), strict=True)
 
 
 def test_strictness_of_G_and_E_are_two_options(tmp_path: Path, trained: ModelPlain) -> None:

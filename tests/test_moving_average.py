@@ -94,6 +94,21 @@ def test_parameters_in_a_buffer_of_somebody_else_stay_there() -> None:
     assert source.whole.tolist() == [*map(float, range(16)), *[-1.0] * 16]  # type: ignore[operator]
 
 
+def test_a_parameter_that_is_given_other_memory_is_followed() -> None:
+    """As a layer with a largest norm does it in its forward pass."""
+    source = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    average = copy.deepcopy(source)
+    moving = MovingAverage(average, source)
+    expected = values(source)
+    for current_iter in range(4):
+        change(source)
+        if current_iter in (1, 3):
+            source[0].weight.data = torch.renorm(source[0].weight.data, 2, 0, 1.0)
+        moving.update(DECAY)
+        expected = {name: averaged(expected[name], value) for name, value in values(source).items()}
+        assert_equal(values(average), expected)
+
+
 def values(net: nn.Module) -> dict[str, np.ndarray]:
     """Float64, so that NumPy's own rounding does not matter; copies."""
     return {name: value.detach().double().numpy().copy() for name, value in net.state_dict().items()}

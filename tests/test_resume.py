@@ -32,6 +32,8 @@ from tests.run_helpers import (
     session_members,
     straight,
 )
+from utils.utils_checkpoint import Manifest, ResumePoint
+from utils.utils_resume import resume_guarantee
 
 __all__ = ["many_faces", "new_run", "server", "straight"]  # fixtures
 
@@ -503,6 +505,23 @@ def test_an_option_that_changes_the_run_would_be_noticed(
 ) -> None:
     run = resumed_badly(new_run, *arguments)
     assert {"G", "E", "optimizerG"} <= set(differences(straight(1), run))
+    assert "EXACT" not in run.log()
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        (set(), "EXACT"),
+        ({"E"}, "(E starts afresh)"),
+        ({"E", "optimizerG"}, "(E starts afresh; optimizerG starts afresh)"),
+    ],
+)
+def test_a_resume_without_a_part_is_not_exact(missing: set[str], said: str) -> None:
+    parts = ("G", "E", "optimizerG")
+    resume = ResumePoint(4, {part: Path(part) for part in parts if part not in missing}, Manifest(4, *[{}] * 7))
+    guarantee = resume_guarantee(resume, parts, {}, {}, accept_changes=False)
+    assert guarantee.startswith("SAME-DATA" if missing else "EXACT")
+    assert said in guarantee
 
 
 def test_three_ranks_without_the_pass_that_orders_the_buckets_would_be_noticed(

@@ -57,6 +57,21 @@ def test_the_average_of_a_set_measures_as_logged(
     assert "nothing for this file" in capsys.readouterr().out
 
 
+def test_a_set_is_compared_with_what_was_tested_then(
+    trained: Path, verify: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A later launch has trained without an average, and its options are the newest."""
+    experiment = Path(shutil.copytree(trained.parent, tmp_path / "later"))
+    newest = max((experiment / "options").iterdir())
+    options = json.loads(newest.read_text())
+    options["train"]["E_decay"] = 0
+    newest.with_name("later_991231_235959.json").write_text(json.dumps(options))
+    assert verify(experiment / "models" / "60_G.pth") == 0
+    assert "nothing for this file" in capsys.readouterr().out
+    assert verify(experiment / "models" / "60_E.pth") == 0
+    assert "recorded          the same" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("factor", "status"), [(1.004, 0), (0.9, 1)])
 def test_another_device_may_differ_a_little(
     trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, factor: float, status: int

@@ -1,6 +1,6 @@
 """What a resume guarantees, and why."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from utils.utils_checkpoint import ResumePoint
@@ -8,12 +8,17 @@ from utils.utils_error import UserError
 
 
 def resume_guarantee(
-    resume: ResumePoint | None, stream: Mapping[str, Any], machine: Mapping[str, Any], accept_changes: bool
+    resume: ResumePoint | None,
+    parts: Sequence[str],
+    stream: Mapping[str, Any],
+    machine: Mapping[str, Any],
+    accept_changes: bool,
 ) -> str:
     """EXACT, SAME-DATA or NEW STREAM, with the reason; "" for a fresh run.
 
-    stream: what decides which sample comes when; a difference is a UserError unless accepted. machine: what decides
-    the order of float operations; a difference leaves the data the same.
+    parts: what is to be restored. Whatever of it the set has not, and the optimizer's state if it is not among it,
+    starts afresh. stream: what decides which sample comes when; a difference is a UserError unless accepted. machine:
+    what decides the order of float operations; a difference leaves the data the same.
     """
     if resume is None:
         return ""
@@ -27,7 +32,8 @@ def resume_guarantee(
                 "--set resume.accept_changes=true to go on with the new ones from here"
             )
         return f"NEW STREAM: {changed}"
-    if changed := _differences(resume.manifest.machine, machine):
+    afresh = [f"{part} starts afresh" for part in dict.fromkeys((*parts, "optimizerG")) if part not in resume.files]
+    if changed := "; ".join(filter(None, [_differences(resume.manifest.machine, machine), *afresh])):
         return f"SAME-DATA: every sample once an epoch, same rates; the updates differ ({changed})"
     return "EXACT: same ranks, threads, device and software as when it was saved"
 
