@@ -132,17 +132,18 @@ def _report(
 ) -> str:
     said = []
     if missing:
-        said.append(f"has no {_listing(missing)}")
+        said.append(f"has no {listing(missing)}")
     if unexpected:
-        said.append(f"netG has no use for {_listing(unexpected)}")
+        said.append(f"netG has no use for {listing(unexpected)}")
     if mismatched:
         first = mismatched[0]
         given = list(state[first].shape) if torch.is_tensor(state[first]) else "no tensor"
         shapes = f"{given} in the file, {list(wanted[first].shape)} in netG"
-        said.append(f"{_listing(mismatched)} has another shape ({shapes})")
+        said.append(f"{listing(mismatched)} has another shape ({shapes})")
     return f"{name} {', and '.join(said)}" if said else ""
 
 
-def _listing(names: list[str]) -> str:
+def listing(names: list[str]) -> str:
+    """The first three, quoted, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(repr(name) for name in names[:3]) + more

@@ -14,7 +14,7 @@ import torch.nn as nn
 from models.learning_rate import learning_rate
 from models.loss import LOSSES
 from models.loss_meter import LossMeter, NonFiniteLossError
-from models.model_base import ModelBase, load_network
+from models.model_base import ModelBase, listing, load_network
 from models.moving_average import MovingAverage
 from models.optimizer import define_optimizer, load_optimizer
 from models.select_network import define_G
@@ -136,12 +136,14 @@ class ModelPlain(ModelBase):
         """One throw-away pass before the state is loaded. Collective.
 
         DDP reorders its gradient buckets after its first backward pass, and with three or more ranks sums in another
-        order from then on. After this pass every iteration, resumed or not, uses the final order.
+        order from then on. After this pass every iteration, resumed or not, uses the final order. UserError if DDP would
+        wait for gradients that never come.
         """
         if self.dist.world_size == 1:
             return
         buffers = [buffer.clone() for buffer in self.netG.buffers()]
         self._accumulate_gradients(micro_batches)
+        self.dist.together(self._check_all_are_used)
         self.optimizer.zero_grad(set_to_none=True)
         self._restore_buffers(buffers)
 
@@ -241,6 +243,15 @@ class ModelPlain(ModelBase):
                 loss.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         return functools.reduce(torch.add, losses)
+
+    def _check_all_are_used(self) -> None:
+        unused = [name for name, each in self.netG.named_parameters() if each.requires_grad and each.grad is None]
+        if unused:
+            raise UserError(
+                f"netG ({self.opt.netG.net_type}): {listing(unused)} took no part in the loss of the first batch, and "
+                f"{self.dist.world_size} ranks can only train parameters that do in every batch; remove them from the "
+                "network, freeze them with requires_grad_(False), or train on one rank"
+            )
 
     def _is_skipped(self, loss: torch.Tensor, current_iter: int) -> bool:
         """Whether any rank's loss, or the gradient, is not finite; waits for the device. Collective."""

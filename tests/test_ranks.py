@@ -14,9 +14,10 @@ import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models import model_base
+from models import model_base, model_plain
 from models.model_base import ModelBase, has_own_buffers
-from tests.helpers import free_port, net_options, same_tensors
+from models.model_plain import ModelPlain
+from tests.helpers import class_batch, free_port, net_options, same_tensors
 from tests.run_helpers import PROJECT
 from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
@@ -36,6 +37,19 @@ class Centred(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits = self.head(x - self.mean)
         self.mean = torch.lerp(self.mean, x.mean(0), 0.5)
+        return logits
+
+
+class HalfUsed(nn.Module):
+    """Logits of an image (B, 1, 16, 16); two parameters take no part in them, and a frozen one need not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.idle = nn.Linear(256, 7), nn.Linear(2, 2)
+        self.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(x.flatten(1))
         return logits
 
 
@@ -78,12 +92,21 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
                 torch.manual_seed(0)
                 net = define()
                 torch.save(trained(net, wrap(net), rank), folder / f"{name}_{way}_{rank}.pth")
+        (folder / f"refusal_{rank}.txt").write_text(refusal_of_half_used(dist, rank))
         # Dynamo's own backend needs no C++ compiler.
         torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
         model_base.shutil.which = lambda name: name  # type: ignore[attr-defined]
         for way in ("plain", "compiled"):
             model = ModelBase(net_options({"compile": way == "compiled"}), dist, 0)
             torch.save(kept_and_summed(model, rank), folder / f"gradients_{way}_{rank}.pth")
+
+
+def refusal_of_half_used(dist: Dist, rank: int) -> str:
+    """What a launch on several ranks says of a network that is not used as a whole."""
+    model_plain.define_G = lambda _options: HalfUsed()
+    with pytest.raises(UserError) as caught:
+        ModelPlain(net_options(), dist, 0).rebuild_buckets([class_batch(rank)])
+    return str(caught.value)
 
 
 def kept_and_summed(model: ModelBase, rank: int) -> Weights:
@@ -137,6 +160,13 @@ def test_all_ranks_have_the_same_parameters(folder: Path, name: str) -> None:
     parameters = [key for key, _ in NETWORKS[name]().named_parameters()]
     one, other = (weights(folder, name, "ours", rank) for rank in range(NUM_RANKS))
     assert same_tensors({key: one[key] for key in parameters}, {key: other[key] for key in parameters})
+
+
+@pytest.mark.parametrize("rank", range(NUM_RANKS))
+def test_parameters_that_take_no_part_in_the_loss_are_named(folder: Path, rank: int) -> None:
+    refusal = (folder / f"refusal_{rank}.txt").read_text()
+    assert "'idle.weight', 'idle.bias' took no part in the loss of the first batch" in refusal
+    assert "requires_grad_(False)" in refusal
 
 
 def test_ranks_that_read_buffers_of_their_own_would_be_noticed(folder: Path) -> None:

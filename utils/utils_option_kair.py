@@ -13,7 +13,7 @@ KAIR_KEYS: dict[str, str] = {
     "rank": "set by torchrun",
     "world_size": "set by torchrun",
     "local_rank": "set by torchrun",
-    "find_unused_parameters": "not needed: every parameter of netG must be used",
+    "find_unused_parameters": "on several ranks every parameter of netG must be used",
     "use_static_graph": "use train.compile",
     "scale": "an argument of the network or the data set that needs it",
     "n_channels": "an argument of the network or the data set that needs it",
