@@ -1,7 +1,6 @@
 """ModelPlain: one network, one loss, one optimizer, and the network's moving average."""
 
 import contextlib
-import copy
 import functools
 import logging
 import math
@@ -55,9 +54,9 @@ class ModelPlain(ModelBase):
     def __init__(self, opt: Options, dist: Dist, seed: int) -> None:
         super().__init__(opt, dist, seed)
         train = opt.train
-        seed_global_generators(seed_of(seed, "init"))
-        self.netG = self.to_device(define_G(opt.netG))
-        self.netE = copy.deepcopy(self.netG).eval().requires_grad_(False) if train.E_decay > 0 else None
+        self.netG = self._first_net()
+        # Built again, not copied: a network under torch.nn.utils.weight_norm cannot be.
+        self.netE = self._first_net().eval().requires_grad_(False) if train.E_decay > 0 else None
         self.lossfn: nn.Module = LOSSES.build(train.G_lossfn_type, train.G_lossfn_args).to(self.device)
         self.optimizer = define_optimizer(self.netG, train)
         self._wrapped = self.wrap(self.netG)
@@ -136,8 +135,8 @@ class ModelPlain(ModelBase):
         """One throw-away pass before the state is loaded. Collective.
 
         DDP reorders its gradient buckets after its first backward pass, and with three or more ranks sums in another
-        order from then on. After this pass every iteration, resumed or not, uses the final order. UserError if DDP would
-        wait for gradients that never come.
+        order from then on. After this pass every iteration, resumed or not, uses the final order. UserError if DDP
+        would wait for gradients that never come.
         """
         if self.dist.world_size == 1:
             return
@@ -224,6 +223,11 @@ class ModelPlain(ModelBase):
             load_optimizer(self.optimizer, load_state(files["optimizerG"]), self.netG)
         elif resume is not None:
             logger.warning("The optimizer's state is not restored: it starts afresh at iteration %d.", resume.iteration)
+
+    def _first_net(self) -> nn.Module:
+        """The network as a fresh run begins with it, the same at each call."""
+        seed_global_generators(seed_of(self.seed, "init"))
+        return self.to_device(define_G(self.opt.netG))
 
     def _accumulate_gradients(self, micro_batches: Sequence[Batch]) -> torch.Tensor:
         """Backward passes of all micro-batches, synchronised in the last one; returns the mean loss."""

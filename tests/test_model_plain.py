@@ -224,6 +224,17 @@ class TwoInputs(nn.Module):
         return self.image(image.flatten(1)) + self.vector(vector)
 
 
+class Normalised(nn.Module):
+    """Logits of images (B, 1, 16, 16), by weights of a length and a direction that are learned apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.utils.weight_norm(nn.Linear(256, 7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(1))
+
+
 class InModule(nn.Module):
     """A network that keeps its layer under the name that DDP uses for its prefix."""
 
@@ -240,8 +251,11 @@ def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that stand in the table as a user's would."""
     table = Table(
         "network",
-        {**NETWORKS, "without_norm": WithoutNorm, "two_inputs": TwoInputs, "in_module": InModule, "centred": Centred},
-    )
+        {
+            **NETWORKS, "without_norm": WithoutNorm, "two_inputs": TwoInputs, "in_module": InModule,
+            "centred": Centred, "normalised": Normalised,
+        },
+    )  # fmt: skip
     monkeypatch.setattr("models.select_network.NETWORKS", table)
 
 
@@ -305,6 +319,26 @@ def test_average_by_its_formula(decay: float) -> None:
     for name, value in model.netE.named_parameters():
         assert np.allclose(value.numpy(), expected[name], atol=1e-6), name
         assert not np.allclose(value.numpy(), dict(model.netG.named_parameters())[name].detach().numpy(), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_network_that_cannot_be_copied_is_averaged_too() -> None:
+    model = ModelPlain(plain_options("normalised", {"E_decay": 0.9}), ONE_RANK, SEED)
+    with pytest.raises(RuntimeError):
+        copy.deepcopy(model.netG)
+    assert model.netE is not None
+    expected = {name: value.numpy().copy() for name, value in model.netG.state_dict().items()}
+    for current_iter in range(1, 4):
+        train_on(model, current_iter, current_iter)
+        kept = (1 + current_iter) / (10 + current_iter)
+        for name, value in model.netG.state_dict().items():
+            expected[name] = kept * expected[name] + (1 - kept) * value.numpy()
+    for name, value in model.netE.state_dict().items():
+        assert np.allclose(value.numpy(), expected[name], atol=1e-6), name
+    batch = class_batch(9)
+    net = Normalised()
+    net.load_state_dict(model.netE.state_dict())
+    assert torch.allclose(model.test(batch), net(batch["input"]), atol=1e-5)
 
 
 def test_a_buffer_that_the_network_replaces_is_averaged_too() -> None:
