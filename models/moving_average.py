@@ -1,6 +1,7 @@
 """The exponential moving average of a network's weights."""
 
 import itertools
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -16,30 +17,36 @@ class MovingAverage:
     """Moves the tensors of one network towards those of another, in two calls however many there are.
 
     Batch norm statistics are averaged like the weights: those of the source's latest batches belong to other weights.
-    What is no float, such as batch norm's counters, is copied. Both networks' tensors are moved into one buffer a type,
-    because most of those of a small network are so small that a call costs more than they do.
+    What is no float, such as batch norm's counters, is copied. The first update moves both networks' tensors into one
+    buffer a type, because most of those of a small network are so small that a call costs more than they do.
     """
 
     def __init__(self, average: nn.Module, source: nn.Module) -> None:
         self._nets = average, source
         self._must_list_again = has_own_buffers(source)
-        pairs = self._pairs()
-        if not self._must_list_again and not any(map(_share_memory, zip(*pairs, strict=True))):
-            pairs = _move_together(pairs)
-        self._list(pairs)
-        self._values = [value for _, value in self._pairs()]
-        self._places = self._find_places()
+        self._values: list[torch.Tensor] = []
+        self._places: list[int] = []
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """average = decay * average + (1 - decay) * source."""
+        if not self._values:
+            self._begin()
         # A forward pass may give a parameter other memory (weight.data = ...), which would be averaged no more.
-        self._must_list_again = self._must_list_again or self._find_places() != self._places
-        if self._must_list_again:
+        elif self._must_list_again or self._find_places() != self._places:
+            self._must_list_again = True
             self._list(self._pairs())
         torch._foreach_lerp_(self._averages, self._sources, 1 - decay)
         if self._copies:
             torch._foreach_copy_(self._copies, self._originals)
+
+    def _begin(self) -> None:
+        pairs = self._pairs()
+        self._values = [value for _, value in pairs]
+        if not self._must_list_again and all(map(_fill_storages_of_their_own, zip(*pairs, strict=True))):
+            pairs = _move_together(pairs)
+        self._list(pairs)
+        self._places = self._find_places()
 
     def _find_places(self) -> list[int]:
         return [value.data_ptr() for value in self._values]
@@ -55,14 +62,17 @@ class MovingAverage:
         self._copies, self._originals = [mean for mean, _ in others], [value for _, value in others]
 
 
-def _share_memory(tensors: Sequence[torch.Tensor]) -> bool:
-    return len({tensor.untyped_storage().data_ptr() for tensor in tensors}) < len(tensors)
+def _fill_storages_of_their_own(tensors: Sequence[torch.Tensor]) -> bool:
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    are_full = all(map(operator.eq, (each.nbytes() for each in storages), (each.nbytes for each in tensors)))
+    return are_full and len({storage.data_ptr() for storage in storages}) == len(tensors)
 
 
 def _move_together(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Move the memory of all pairs of one type into two buffers of one layout, and return the buffers.
 
-    Every tensor stays the object that it is, with its shape; the first of a pair gets the strides of the second.
+    Every tensor stays the object that it is, with its shape; the first of a pair gets the strides of the second. What
+    they compute has the same bits: every tensor begins at a multiple of 64 bytes before and after.
     """
     buffers = []
     for kind in dict.fromkeys((value.dtype, value.device) for _, value in pairs):
@@ -71,8 +81,7 @@ def _move_together(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[t
         *starts, size = itertools.accumulate(sizes, initial=0)
         together = chosen[0][0].new_zeros(size), chosen[0][1].new_zeros(size)
         for pair, start in zip(chosen, starts, strict=True):
-            strides = torch.empty_like(pair[1], device="meta").stride()  # without gaps, which the pair's may have
             for tensor, buffer in zip(pair, together, strict=True):
-                tensor.data = buffer.as_strided(tensor.shape, strides, start).copy_(tensor.detach())
+                tensor.data = buffer.as_strided(tensor.shape, pair[1].stride(), start).copy_(tensor.detach())
         buffers.append(together)
     return buffers
