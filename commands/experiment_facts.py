@@ -154,7 +154,7 @@ def _attention(view: View, trained: TrainedModel, samples: Sequence[Sample], dis
     predict = trained.predictor(dist)
     shown = []
     for sample in samples:
-        heat, worst = occlusion_map(predict, view.agreement, sample.image)
+        heat, worst = occlusion_map(predict, view.agreement, sample.input)
         picture = picture_uri(heat_picture(sample.image, heat))
         shown.append({"picture": picture, "card": view.card(sample), "covered": view.headline(worst)})
     return shown

@@ -85,7 +85,7 @@ class TrainedModel:
         return [each.model_dump() for each in self._input_options()[1].transforms]
 
     def predictor(self, dist: Dist) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Raw images, uint8 (B, C, H, W) -> what the tested network says of them, float32 on its device."""
+        """Raw inputs (B, ...) -> what the tested network says of them, float32 on its device."""
         model, pipeline = self.load(dist), self.preprocessing()
 
         def predict(images: torch.Tensor) -> torch.Tensor:

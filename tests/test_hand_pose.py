@@ -177,7 +177,7 @@ def test_the_skeleton_is_drawn_where_the_camera_sees_it() -> None:
     """Alone on black, a coloured pixel of each fingertip lies where a hand-made projection puts it."""
     joints = pose() - pose()[0]
     intrinsics, root = np.array([[60.0, 0, 30], [0, 60.0, 34], [0, 0, 1]]), np.array([5.0, -8.0, 400.0])
-    black = np.zeros((3, 64, 64), np.uint8)
+    black = torch.zeros(3, 64, 64, dtype=torch.uint8)
     sample = Sample("x", black, joints, joints, (intrinsics, root))
     picture = HandPoseView(joint_names=JOINT_NAMES).card(sample, side_views=False).picture
     for x, y, z in joints.numpy() + root:
@@ -209,7 +209,7 @@ def test_the_side_view_is_to_scale_and_upright(end: list[float], drawn: tuple[in
 
 def test_the_skeletons_in_3d_are_upright_and_to_scale() -> None:
     output, target = pose(1), pose(2)
-    sample = Sample("x", np.zeros((3, 64, 64), np.uint8), target, output)
+    sample = Sample("x", torch.zeros(3, 64, 64, dtype=torch.uint8), target, output)
     figure = HandPoseView(joint_names=JOINT_NAMES).samples_figure({"row": [sample]}, "title")
     axes: Any = figure.axes[1]
     wanted = {("--", bone): target[list(bone)] for bone in _BONES} | {
@@ -228,7 +228,7 @@ def test_the_skeletons_in_3d_are_upright_and_to_scale() -> None:
 def test_a_prediction_that_is_not_finite_is_drawn_beside_the_truth() -> None:
     broken = pose(1)
     broken[3, 1] = float("nan")
-    sample = Sample("x", np.zeros((3, 64, 64), np.uint8), pose(2), broken)
+    sample = Sample("x", torch.zeros(3, 64, 64, dtype=torch.uint8), pose(2), broken)
     axes: Any = HandPoseView(joint_names=JOINT_NAMES).samples_figure({"row": [sample]}, "title").axes[1]
     assert np.isfinite([axes.get_xlim(), axes.get_ylim(), axes.get_zlim()]).all()
 

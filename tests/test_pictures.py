@@ -33,7 +33,7 @@ PICTURES = {"best_confusion.png", "best_right.png", "best_wrong.png", "curves.pn
 
 class Images:
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input": torch.full((1, 8, 8), index), "name": f"sample {index}"}
+        return {"input": torch.full((1, 8, 8), index, dtype=torch.uint8), "name": f"sample {index}"}
 
 
 def test_a_run_leaves_pictures_of_its_best_model(trained: Path) -> None:

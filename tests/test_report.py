@@ -228,14 +228,21 @@ def test_wrong_arguments_are_2_and_one_message(
     assert "Traceback" not in error
 
 
-def test_attention_lies_where_the_network_looks() -> None:
+@pytest.mark.parametrize("white", [255, 1.0])
+def test_attention_lies_where_the_network_looks(white: float) -> None:
+    """The network is asked about raw images: floats stay floats, and so does their grey."""
+    darkest = []
+
     def left_eye(images: torch.Tensor) -> torch.Tensor:
-        brightness = images[:, 0, 12:20, 8:16].float().mean(dim=(1, 2)) / 64
+        darkest.append(float(images.min()))
+        brightness = images[:, 0, 12:20, 8:16].float().mean(dim=(1, 2)) / white * 4
         return torch.stack([brightness, torch.ones_like(brightness)], dim=1)
 
     image = np.full((1, 48, 48), 40, np.uint8)
     image[:, 12:20, 8:16] = 250
-    heat, worst = occlusion_map(left_eye, ClassificationView("ab").agreement, image)
+    raw = torch.from_numpy(image if white == 255 else image.astype(np.float32) / 255)
+    heat, worst = occlusion_map(left_eye, ClassificationView("ab").agreement, raw)
+    assert darkest == pytest.approx([40 / 255 * white] * 2)
     assert heat.shape == (48, 48)
     peak = np.unravel_index(heat.argmax(), heat.shape)
     assert 12 <= peak[0] < 20

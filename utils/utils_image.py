@@ -8,6 +8,15 @@ def is_picture(image: torch.Tensor) -> bool:
     return image.ndim == 3 and len(image) in (1, 3)
 
 
+def as_uint8(image: torch.Tensor) -> torch.Tensor:
+    """A raw input as uint8 to look at. Other types are black at 0 and white at 1, or at what lies beyond."""
+    if image.dtype == torch.uint8:
+        return image
+    image = image.float()
+    low, high = image.min().clamp(max=0), image.max().clamp(min=1)
+    return ((image - low) / (high - low) * 255).round().to(torch.uint8)
+
+
 def image_grid(images: torch.Tensor, num_columns: int = 8, gap: int = 2) -> torch.Tensor:
     """One picture (C, H', W') in [0, 1] of a batch (B, C, H, W) of any range, stretched to its own extremes."""
     images = images.detach().float().cpu()

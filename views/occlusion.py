@@ -12,16 +12,15 @@ _STEPS, _SPAN = 12, 3  # of a side; the hidden square spans so many steps
 def occlusion_map(
     predict: Callable[[torch.Tensor], torch.Tensor],
     agreement: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    image: NDArray[np.uint8],
+    image: torch.Tensor,
 ) -> tuple[NDArray[np.float32], torch.Tensor]:
     """(H, W): what the agreement of the output with that of the whole image loses where a square is grey.
 
     Beside it the output with the square where that is most.
 
-    predict: raw images, uint8 (B, C, H, W) -> outputs. agreement: (outputs, output of the whole image) -> (B,), larger
-    is more alike. Zeiler and Fergus, ECCV 2014.
+    image: raw (C, H, W), of any type. predict: such images (B, C, H, W) -> outputs. agreement: (outputs, output of the
+    whole image) -> (B,), larger is more alike. Zeiler and Fergus, ECCV 2014.
     """
-    whole = torch.from_numpy(image)
     height, width = image.shape[1:]
     edges_y, edges_x = (np.linspace(0, side, _STEPS + 1).round().astype(int) for side in (height, width))
     squares = [
@@ -29,11 +28,12 @@ def occlusion_map(
         for y in range(_STEPS - _SPAN + 1)
         for x in range(_STEPS - _SPAN + 1)
     ]
-    hidden = whole.repeat(len(squares), 1, 1, 1)
-    grey = whole.float().mean(dim=(1, 2)).round().to(torch.uint8)[:, None, None]
+    hidden = image.repeat(len(squares), 1, 1, 1)
+    mean = image.float().mean(dim=(1, 2), keepdim=True)
+    grey = (mean if image.is_floating_point() else mean.round()).to(image.dtype)
     for each, (rows, columns) in zip(hidden, squares, strict=True):
         each[:, rows, columns] = grey
-    output = predict(whole[None])
+    output = predict(image[None])
     outputs = predict(hidden)
     losses = (agreement(output, output) - agreement(outputs, output)).cpu().numpy()
     total, count = np.zeros((2, height, width), dtype=np.float32)

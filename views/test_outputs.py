@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from views.view_base import Sample, View
 
 
 class RawSamples(Protocol):
-    """A data set: index -> {"input": uint8 (C, H, W), "name": str, ...}."""
+    """A data set: index -> {"input": (C, H, W), "name": str, ...}."""
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
@@ -42,4 +41,4 @@ class TestOutputs:
     def _sample(self, number: int, dataset: RawSamples, outputs: torch.Tensor, targets: torch.Tensor) -> Sample:
         raw = dataset[self._index[number]]
         camera = getattr(dataset, "camera", lambda _: None)(self._index[number])
-        return Sample(raw["name"], np.asarray(raw["input"], dtype=np.uint8), targets[number], outputs[number], camera)
+        return Sample(raw["name"], torch.as_tensor(raw["input"]), targets[number], outputs[number], camera)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from utils.utils_error import UserError
+from utils.utils_image import as_uint8
 from utils.utils_metrics import MetricValue
 
 if TYPE_CHECKING:
@@ -23,16 +24,21 @@ Image = NDArray[np.uint8]
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One sample of a test: its name, its raw image, uint8 (C, H, W), its target, and what the network says.
+    """One sample of a test: its name, its raw input (C, H, W), its target, and what the network says.
 
     camera: intrinsics (3, 3) and the root joint (3,) in mm, which turn joints into pixels of the image, if known.
     """
 
     name: str
-    image: NDArray[np.uint8]
+    input: torch.Tensor
     target: torch.Tensor
     output: torch.Tensor
     camera: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    @property
+    def image(self) -> NDArray[np.uint8]:
+        """The input as it is drawn."""
+        return as_uint8(self.input).numpy()
 
 
 @dataclasses.dataclass(frozen=True)

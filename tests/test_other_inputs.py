@@ -1,0 +1,101 @@
+"""What is shown of a task of classes whose inputs are not uint8 images."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import main_train
+from data.select_dataset import DATASETS
+from models.select_network import NETWORKS
+from tests.helpers import changed, tiny_option_mapping, write_options
+from tests.trained_models import Command, command
+from utils.utils_image import as_uint8
+
+__all__ = ["command"]  # a fixture
+
+CLASSES = ("left", "ahead", "right")
+Train = Callable[[str], Path]
+
+
+class Bars:
+    """A bright bar on dark noise stands left, ahead or right. kind: bytes or floats (1, 8, 8)."""
+
+    class_names = CLASSES
+
+    def __init__(self, dataroot: str, split: str, kind: str) -> None:
+        rng = np.random.default_rng(split == "test")
+        self._labels = torch.arange(24) % 3
+        images = rng.integers(0, 120, (24, 1, 8, 8), dtype=np.uint8)
+        for image, label in zip(images, self._labels.tolist(), strict=True):
+            image[0, :, 3 * label : 3 * label + 2] += 120
+        as_bytes = torch.from_numpy(images)
+        floats = as_bytes.float() / 255
+        self._inputs = {"bytes": as_bytes, "floats": floats}[kind]
+        self.fingerprint = f"{dataroot} {split}"
+
+    @staticmethod
+    def is_available(dataroot: str) -> bool:
+        return bool(dataroot)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input": self._inputs[index], "target": self._labels[index], "name": f"row {index}"}
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Train on inputs of a kind; returns the folder of the experiment."""
+    for table, name, entry in ((DATASETS, "bars", Bars), (NETWORKS, "linear", linear)):
+        monkeypatch.setattr(table, "_entries", {**table._entries, name: entry})
+
+    def run(kind: str) -> Path:
+        data = {"dataset_type": "bars", "dataroot": "bars", "split": "train", "kind": kind}
+        options = changed(
+            tiny_option_mapping(tmp_path / kind, csv="unused"), task="bars", netG={"net_type": "linear"},
+            datasets={"train": {**data, "dataloader_batch_size": 8}, "test": {"split": "test", "kind": kind}},
+            val={"metrics": ["accuracy", "confusion_matrix"], "best_metric": "accuracy"}, train__total_iter=30,
+        )  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["main_train.py", "-opt", str(write_options(options, tmp_path / "o.json"))])
+        assert main_train.main() == 0
+        return tmp_path / kind / "bars"
+
+    return run
+
+
+def test_floats_are_drawn_as_the_bytes_that_they_stand_for(train: Train, command: Command) -> None:
+    pictures, pages = [], []
+    for kind in ("bytes", "floats"):
+        experiment = train(kind)
+        assert command("samples", experiment) == 0
+        assert command("report", experiment) == 0
+        found = sorted((experiment / "images").rglob("*right*.png"))
+        pictures.append({path.relative_to(experiment): path.read_bytes() for path in found})
+        samples, heading, _ = (experiment / "report.html").read_text().partition("Where attention lies")
+        assert heading
+        pages.append(re.findall(r"data:image/png[^\"]*", samples))
+    assert len(pictures[0]) == 2 + 3 * 3, "best_right.png, right.png, and three of each class"
+    assert pictures[0] == pictures[1]
+    assert len(pages[0]) >= 9
+    assert pages[0] == pages[1]
+
+
+def test_what_floats_lie_beyond_0_and_1_is_not_cut_off() -> None:
+    every_byte = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    assert torch.equal(as_uint8(every_byte.float() / 255), every_byte)
+    assert torch.equal(as_uint8(every_byte), every_byte)
+    assert as_uint8(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0, 128, 255]
+    assert as_uint8(torch.tensor([0.0, 0.5])).tolist() == [0, 128], "a dark picture stays dark"
+    assert as_uint8(torch.tensor([False, True])).tolist() == [0, 255]
