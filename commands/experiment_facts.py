@@ -19,7 +19,7 @@ from utils.utils_logger import duration
 from utils.utils_option import leaves
 from utils.utils_report import heat_picture, inline_svg, picture_uri
 from views.occlusion import occlusion_map
-from views.test_outputs import TestOutputs
+from views.test_outputs import TestOutputs, why_no_samples
 from views.view_base import Sample, View
 
 Table = list[list[str]]
@@ -132,7 +132,7 @@ def _measure(facts: ExperimentFacts, trained: TrainedModel, num_samples: int) ->
             facts.problems.append(f"does not measure as recorded: {', '.join(found['differing'])}")
         elif found["recorded"]:
             facts.summary["verified"] = "measures as recorded"
-        if view.has_samples:
+        if not why_no_samples(view, measured.source.dataset):
             chosen = {
                 kind: outputs.choose(view, measured.source.dataset, num_samples, kind == "wrong")
                 for kind in ("right", "wrong")

@@ -11,7 +11,7 @@ from utils.utils_dist import process_group
 from utils.utils_error import UserError
 from views.pictures import write_samples
 from views.select_view import define_view
-from views.test_outputs import TestOutputs
+from views.test_outputs import TestOutputs, why_no_samples
 
 logger = logging.getLogger("longhaul")
 
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     source = trained.test_source(args.split)
     folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "samples"
     view = define_view(source.dataset, source.class_names)
-    if not view.has_samples:
-        raise UserError("samples: this task has no view of its samples; add one to VIEWS (views/select_view.py)")
+    if reason := why_no_samples(view, source.dataset):
+        raise UserError(f"samples: {reason}")
     with process_group(trained.opt.train.num_threads) as dist:
         outputs = TestOutputs()
         evaluate(trained.load(dist), TestLoader(source, dist), (), observe=outputs.add)

@@ -1,4 +1,4 @@
-"""What is shown of a task of classes whose inputs are not uint8 images."""
+"""What is shown of a task of classes whose inputs are not uint8 images: floats as they are, tables by their numbers."""
 
 import re
 import sys
@@ -17,6 +17,8 @@ from models.select_network import NETWORKS
 from tests.helpers import changed, tiny_option_mapping, write_options
 from tests.trained_models import Command, command
 from utils.utils_image import as_uint8
+from utils.utils_visualise import Classified, classified_figure
+from views.view_classification import ClassificationView
 
 __all__ = ["command"]  # a fixture
 
@@ -25,7 +27,7 @@ Train = Callable[[str], Path]
 
 
 class Bars:
-    """A bright bar on dark noise stands left, ahead or right. kind: bytes or floats (1, 8, 8)."""
+    """A bright bar on dark noise stands left, ahead or right. kind: bytes or floats (1, 8, 8), or a table (64,)."""
 
     class_names = CLASSES
 
@@ -37,7 +39,7 @@ class Bars:
             image[0, :, 3 * label : 3 * label + 2] += 120
         as_bytes = torch.from_numpy(images)
         floats = as_bytes.float() / 255
-        self._inputs = {"bytes": as_bytes, "floats": floats}[kind]
+        self._inputs = {"bytes": as_bytes, "floats": floats, "table": floats.flatten(1)}[kind]
         self.fingerprint = f"{dataroot} {split}"
 
     @staticmethod
@@ -75,6 +77,27 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     return run
 
 
+def test_a_table_has_no_samples_and_the_rest_is_shown(
+    train: Train, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = train("table")
+    assert {path.name for path in (experiment / "images").iterdir()} == {"best_confusion.png", "curves.png"}
+    assert "could not be written" not in (experiment / "train.log").read_text()
+
+    assert command("samples", experiment) == 2
+    error = capsys.readouterr().err
+    assert "the inputs have the shape (64,), and only pictures can be drawn" in error
+    assert "main_test.py verify" in error
+    assert not (experiment / "images" / "samples").exists()
+
+    assert command("report", experiment) == 0
+    page = (experiment / "report.html").read_text()
+    for shown in ("measures as recorded", "Learning Rate", "true \\ predicted"):
+        assert shown in page
+    for absent in (ClassificationView.sample_titles["right"], "Where attention lies", "data:image/png"):
+        assert absent not in page
+
+
 def test_floats_are_drawn_as_the_bytes_that_they_stand_for(train: Train, command: Command) -> None:
     pictures, pages = [], []
     for kind in ("bytes", "floats"):
@@ -99,3 +122,9 @@ def test_what_floats_lie_beyond_0_and_1_is_not_cut_off() -> None:
     assert as_uint8(torch.tensor([-1.0, 0.0, 1.0])).tolist() == [0, 128, 255]
     assert as_uint8(torch.tensor([0.0, 0.5])).tolist() == [0, 128], "a dark picture stays dark"
     assert as_uint8(torch.tensor([False, True])).tolist() == [0, 255]
+
+
+def test_a_picture_of_one_row_is_drawn() -> None:
+    cell = Classified(np.arange(64, dtype=np.uint8).reshape(1, 1, 64), 0, [1.0, 0.0])
+    image: Any = classified_figure([[cell]], ["a"], "ab", "title").axes[0].images[0]
+    assert image.get_array().tolist() == [list(range(64))]

@@ -80,7 +80,7 @@ def classified_figure(
 
 def _draw_classified(image_axes: Any, bar_axes: Any, cell: Classified, class_names: Sequence[str]) -> None:
     image = np.moveaxis(cell.image, 0, -1)
-    image_axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+    image_axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
     image_axes.axis("off")
     predicted = int(np.argmax(cell.probabilities))
     image_axes.set_title(f"{class_names[predicted]} {cell.probabilities[predicted]:.2f}", fontsize=9)

@@ -11,7 +11,7 @@ from typing import Any
 from utils.utils_curves import curve_panels, curves_figure
 from utils.utils_history import read_history
 from utils.utils_visualise import save_figure
-from views.test_outputs import RawSamples, TestOutputs
+from views.test_outputs import RawSamples, TestOutputs, why_no_samples
 from views.view_base import Result, Sample, View
 
 logger = logging.getLogger("longhaul")
@@ -81,7 +81,7 @@ class BestModelPictures:
     def _draw(self, current_iter: int, title: str, result: Result, outputs: TestOutputs) -> None:
         for name, figure in self._view.figures(result, title).items():
             save_figure(figure, self._images / f"best_{name}.png")
-        for kind in ("right", "wrong") if self._view.has_samples else ():
+        for kind in () if why_no_samples(self._view, self._dataset) else ("right", "wrong"):
             chosen = outputs.choose(self._view, self._dataset, _NUM_SAMPLES, kind == "wrong")
             figure = self._view.samples_figure(chosen, f"{self._view.sample_titles[kind]}, {title}")
             save_figure(figure, self._images / f"best_{kind}.png")

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
+from utils.utils_image import is_picture
 from views.view_base import Sample, View
 
 
@@ -12,6 +13,19 @@ class RawSamples(Protocol):
     """A data set: index -> {"input": (C, H, W), "name": str, ...}."""
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+def why_no_samples(view: View, dataset: RawSamples) -> str | None:
+    """Why no samples of this data can be drawn, and what to do instead; None if they can."""
+    if not view.has_samples:
+        return "this task has no view of its samples; add one to VIEWS (views/select_view.py)"
+    raw = torch.as_tensor(dataset[0]["input"])
+    if not is_picture(raw):
+        return (
+            f"the inputs have the shape {tuple(raw.shape)}, and only pictures can be drawn, (C, H, W) with 1 or 3 "
+            "channels; main_test.py verify and main_test.py report show this task by its numbers"
+        )
+    return None
 
 
 class TestOutputs:

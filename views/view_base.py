@@ -80,7 +80,7 @@ class View:
     metrics: tuple[str, ...] = ()
     """What `verify` measures besides the metrics of the options."""
     has_samples = False
-    """Whether it can choose and draw samples."""
+    """Whether it can choose and draw samples, where the inputs are pictures."""
     sample_titles: ClassVar[Mapping[str, str]] = {
         "right": "The most certain right predictions",
         "wrong": "The most certain wrong predictions",
