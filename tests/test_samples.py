@@ -1,6 +1,8 @@
 """`main_test.py samples`: the most certain right and wrong samples of each class, and nothing else."""
 
+import io
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,6 +13,8 @@ from data.dataset_fer2013 import Fer2013
 from models.select_network import define_G
 from tests.trained_models import CLASSES, Command, command, trained
 from utils import utils_option
+from views.view_base import Sample
+from views.view_classification import ClassificationView
 
 __all__ = ["command", "trained"]  # fixtures
 
@@ -95,3 +99,15 @@ def test_a_task_without_a_view_of_its_samples_says_so(
     monkeypatch.setattr(Fer2013, "view", "plain")
     assert command("samples", trained.parent) == 2
     assert "no view of its samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("title", [*ClassificationView.sample_titles.values(), "The most certain of very many " * 4])
+def test_the_title_of_one_column_is_whole_and_above_the_pictures(title: str) -> None:
+    sample = Sample("x", torch.zeros(1, 8, 8), torch.tensor(0), torch.zeros(3))
+    figure: Any = ClassificationView(CLASSES[:3]).samples_figure({"angry": [sample]}, title)
+    figure.savefig(io.BytesIO())
+    (header,) = figure.texts
+    place, page = header.get_window_extent(), figure.bbox
+    assert page.x0 <= place.x0 < place.x1 <= page.x1
+    assert place.y1 <= page.y1
+    assert max(axes.get_tightbbox().y1 for axes in figure.axes) < place.y0

@@ -63,9 +63,9 @@ def classified_figure(
     from matplotlib.figure import Figure
 
     num_columns = max(1, *(len(row) for row in cells))
-    figure = Figure(figsize=(3.4 * num_columns + 0.6, 1.75 * len(cells) + 0.5), dpi=110, layout="constrained")
+    figure = Figure(figsize=(3.4 * num_columns + 0.6, 1.75 * len(cells) + 0.7), dpi=110, layout="constrained")
     grid = figure.add_gridspec(len(cells), 2 * num_columns, width_ratios=[1, 0.9] * num_columns)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, wrap=True)
     for i, (row, row_name) in enumerate(zip(cells, row_names, strict=True)):
         for j, cell in enumerate(row):
             _draw_classified(
@@ -120,8 +120,8 @@ def skeletons_figure(
     from matplotlib.figure import Figure
 
     num_columns = max(1, *(len(row) for row in rows.values()))
-    figure = Figure(figsize=(4.6 * num_columns, 2.5 * len(rows) + 0.5), dpi=110, layout="constrained")
-    figure.suptitle(f"{title}: predicted coloured, true dashed; mm", fontsize=11)
+    figure = Figure(figsize=(4.6 * num_columns, 2.5 * len(rows) + 0.7), dpi=110, layout="constrained")
+    figure.suptitle(f"{title}\npredicted coloured, true dashed; mm", fontsize=11, wrap=True)
     grid = figure.add_gridspec(len(rows), 2 * num_columns)
     per_colour = len(bones) // len(colours)
     for i, (name, row) in enumerate(rows.items()):

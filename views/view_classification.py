@@ -97,7 +97,7 @@ class ClassificationView(View):
             [Classified(each.image, int(each.target), each.output.softmax(dim=0).tolist()) for each in row]
             for row in chosen.values()
         ]
-        return classified_figure(rows, list(chosen), self.class_names, f"{title}; * marks the true class")
+        return classified_figure(rows, list(chosen), self.class_names, f"{title}\n* marks the true class")
 
     def card(self, sample: Sample) -> Card:
         """The image beside the probability of every class; the true one is marked."""
