@@ -217,10 +217,10 @@ class Experiment:
 
     def _take_folder(self) -> None:
         """Make the folders, lock them, remove what a killed writer left, and open the logs."""
-        for name in _SUBFOLDERS:
-            make_folder(self.folder / name)
-            if not os.access(self.folder / name, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.folder / name))
+        for folder in (self.folder, *(self.folder / name for name in _SUBFOLDERS)):
+            make_folder(folder)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
         self._open.enter_context(FolderLock(self.folder))
         for folder in (self.folder, self.models, self.folder / "options"):
             for entry in folder.iterdir():
