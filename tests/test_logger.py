@@ -4,7 +4,9 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from tests.helpers import messages
 from utils.utils_logger import RunLog, duration, print_block, start_console
-from utils.utils_metrics_csv import MetricsFile
+from utils.utils_metrics_csv import MetricsFile, read_metrics
 
 FIXED = ["iter", "epoch", "split", "lr", "G_loss", "images_per_s"]
 CLASSES = ("cat", "dog")
@@ -101,7 +103,101 @@ def test_what_a_spreadsheet_saves_keeps_its_rows(metrics: Path) -> None:
     metrics.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode("latin-1"))
     MetricsFile(metrics).append(row(2, G_loss=1.0))
     assert [(each["iter"], each["G_loss"]) for each in read(metrics)] == [("1", "2.0"), ("2", "1.0")]
-    assert header(metrics) == [*FIXED, "recall_\ufffd"]
+    assert header(metrics) == [*FIXED, "recall_\xe9"]
+
+
+def test_a_file_in_our_own_form_is_not_written_again(metrics: Path) -> None:
+    MetricsFile(metrics).append(row(1, G_loss=2.0, accuracy=0.5))
+    metrics.write_text(metrics.read_text() + '1,0,train,0.1,2.0,,0.5\n2,0,note,,,,"good, yes"\n')
+    before = metrics.stat()
+    MetricsFile(metrics)
+    assert (metrics.stat().st_ino, metrics.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def semicolons(text: str) -> bytes:
+    return text.replace(",", ";").replace(".", ",").replace("\n", "\r\n").encode()
+
+
+def tabs(text: str) -> bytes:
+    return text.replace(",", "\t").replace(".", ",").encode()
+
+
+def quoted_commas(text: str) -> bytes:
+    return re.sub(r"(\d+)\.(\d+)", r'"\1,\2"', text).encode()
+
+
+def carriage_returns(text: str) -> bytes:
+    return text.replace("\n", "\r").encode()
+
+
+def no_last_end(text: str) -> bytes:
+    return text.replace("\n", "\r\n").removesuffix("\r\n").encode()
+
+
+FORMS = (semicolons, tabs, quoted_commas, carriage_returns, no_last_end)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_run_goes_on_with_what_a_spreadsheet_saved(
+    metrics: Path, logged: pytest.LogCaptureFixture, form: Callable[[str], bytes], is_running: bool
+) -> None:
+    file, straight = MetricsFile(metrics), MetricsFile(metrics.with_name("straight.csv"))
+    rows = [row(20, G_loss=0.3264, images_per_s="7867.0"), row(40, lr=1e-05, G_loss=0.25, accuracy=0.5)]
+    for each in rows:
+        file.append(each)
+        straight.append(each)
+    metrics.write_bytes(form(metrics.read_text()))
+    os.utime(metrics, (0, 0))  # else the clock of the file system may not have moved on
+    if not is_running:
+        assert read_metrics(metrics) == read_metrics(metrics.with_name("straight.csv"))
+        file = MetricsFile(metrics)
+    file.append(row(60, G_loss=0.125))
+    straight.append(row(60, G_loss=0.125))
+    assert metrics.read_bytes() == metrics.with_name("straight.csv").read_bytes()
+    assert messages(logged.records, logging.WARNING) == ""
+
+
+def test_commas_that_group_thousands_are_no_decimal_commas(metrics: Path) -> None:
+    metrics.write_text(",".join(FIXED) + '\n20,0,train,0.1,2.5,"7,867"\n')
+    MetricsFile(metrics).append(row(40, G_loss=1.0))
+    assert [each["images_per_s"] for each in read(metrics)] == ["7,867", ""]
+
+
+def test_what_somebody_added_keeps_its_place(metrics: Path) -> None:
+    content = "iter,epoch,split,notes,lr,G_loss\n20,0,train,looks good,0.1,2.0,0.75\nmy note\n"
+    metrics.write_text(content)
+    MetricsFile(metrics).append(row(40, G_loss=1.0, accuracy=0.5))
+    with open(metrics, newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["iter", "epoch", "split", "notes", "lr", "G_loss", "", "accuracy"],
+            ["20", "0", "train", "looks good", "0.1", "2.0", "0.75", ""],
+            ["my note", "", "", "", "", "", "", ""],
+            ["40", "0", "train", "", "0.1", "1.0", "", "0.5"],
+        ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04 a workbook\n\x00\xff",
+        b"20,0,train,0.1,2.0,50.0\n",
+        b"iter|epoch|split|lr\n20|0|train|0.1\n",
+        b'iter,epoch,split,lr\n20,0,train,"0.1\n40,0,train,0.1\n',
+        "iter\tepoch\tsplit\n20\t0\ttrain\n".encode("utf-16"),
+        b"no line at all",
+    ],
+)
+def test_what_cannot_be_read_is_set_aside(metrics: Path, logged: pytest.LogCaptureFixture, content: bytes) -> None:
+    for number in (1, 2):
+        metrics.write_bytes(content)
+        MetricsFile(metrics).append(row(60, G_loss=1.0))
+        assert [each["iter"] for each in read(metrics)] == ["60"]
+        (said,) = [record.getMessage() for record in logged.records if record.levelno == logging.WARNING]
+        assert str(metrics) in said
+        assert f"metrics.unread_{number}.csv" in said
+        logged.clear()
+    assert [path.read_bytes() for path in metrics.parent.glob("metrics.unread_*.csv")] == [content, content]
 
 
 def test_numbers_survive_exactly(metrics: Path) -> None:

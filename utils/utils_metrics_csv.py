@@ -1,35 +1,54 @@
 """metrics.csv: a row for each line of the log and each test."""
 
+import codecs
+import contextlib
 import csv
+import io
+import itertools
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.utils_file import atomic_write
+from utils.utils_file import atomic_write, fsync_directory
 
 KEYS = ("iter", "epoch", "split")
 FIXED_COLUMNS = (*KEYS, "lr", "G_loss", "images_per_s")
 
+_POINT = re.compile(r"[+-]?\d+\.\d+(e[+-]?\d+)?", re.IGNORECASE)
+_COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
+
+Table = list[list[str]]
+"""Cells by row, all rows of one length; the first names the columns."""
+
+logger = logging.getLogger("longhaul")
+
 
 class MetricsFile:
-    """metrics.csv: one row an event, appended over relaunches; a new metric adds a column to all rows."""
+    """metrics.csv: one row an event, appended over relaunches; a new metric adds a column to all rows.
+
+    What people and spreadsheets make of the file is brought back into our own form, or set aside, never lost.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._columns: list[str] = list(FIXED_COLUMNS)
         self._pending: list[Mapping[str, Any]] = []
-        if path.exists():
-            self._columns = self._read()[0] or self._columns
-            self._rewrite(self._columns)  # a kill may have torn the last line
+        self._columns: list[str] = []
+        self._left_as: tuple[int, int] | None = None
+        self._adopt()
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one row; it is in the file when this returns. A row that raises OSError comes with the next one."""
         self._pending.append(row)
-        columns = list(dict.fromkeys([*self._columns, *(name for row in self._pending for name in row)]))
-        if columns != self._columns or not self._path.exists():
-            self._rewrite(columns)
-            self._columns = columns
+        if self._stamp() != self._left_as:  # somebody has saved it since, and its form or its columns may be others
+            self._adopt()
+        columns = list(self._columns or FIXED_COLUMNS)
+        columns += dict.fromkeys(name for row in self._pending for name in row if name not in columns)
+        if columns != self._columns:
+            rows = _table(_content(self._path)) or [[]]
+            self._write(_padded([columns, *rows[1:]]))
         size = self._path.stat().st_size
         try:
             with open(self._path, "a", newline="", encoding="utf-8") as file:
@@ -38,23 +57,47 @@ class MetricsFile:
             os.truncate(self._path, size)  # the next row must not continue a torn line
             raise
         self._pending = []
+        self._left_as = self._stamp()
 
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        reader = _whole_lines(self._path)
-        return list(reader.fieldnames or []), list(reader)
+    def _adopt(self) -> None:
+        """Go on with what is there; it is written anew only where it is not in our own form, or its end is torn."""
+        content = _content(self._path)
+        table = _table(content)
+        if table and _text(table).encode() != content:
+            self._write(table)
+        elif not table and content.strip():
+            self._set_aside()
+        self._columns = table[0] if table else []
+        self._left_as = self._stamp()
 
-    def _rewrite(self, columns: Sequence[str]) -> None:
-        rows = self._read()[1]
+    def _set_aside(self) -> None:
+        names = (self._path.with_name(f"metrics.unread_{number}.csv") for number in itertools.count(1))
+        aside = next(path for path in names if not path.exists())
+        self._path.rename(aside)
+        fsync_directory(aside.parent)
+        logger.warning(
+            "%s cannot be read as a table of %s, ...: it is kept as %s, and a new one begins.",
+            self._path, ", ".join(KEYS), aside.name,
+        )  # fmt: skip
+
+    def _write(self, table: Table) -> None:
         with atomic_write(self._path, "w") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+            file.write(_text(table))
+        self._columns = table[0]
+
+    def _stamp(self) -> tuple[int, int] | None:
+        """What changes when somebody else saves the file."""
+        if not self._path.exists():
+            return None
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_size
 
 
 def read_metrics(path: Path) -> dict[tuple[int, str], dict[str, str]]:
     """The rows of metrics.csv by iteration and split; a later row wins. Rows without an iteration are left out."""
-    rows = _whole_lines(path)
-    return {(int(row["iter"]), row["split"]): row for row in rows if (row.get("iter") or "").isdecimal()}
+    columns, *rows = _table(_content(path)) or [[]]
+    named = (dict(zip(columns, row, strict=True)) for row in rows)
+    return {(int(row["iter"]), row["split"]): row for row in named if row["iter"].isdecimal()}
 
 
 def logged_test(path: Path, iteration: int) -> dict[str, float]:
@@ -64,10 +107,46 @@ def logged_test(path: Path, iteration: int) -> dict[str, float]:
     return {"loss": float(row["G_loss"]), **values} if row.get("G_loss") else values
 
 
-def _whole_lines(path: Path) -> "csv.DictReader[str]":
-    """All but a last line that a kill has torn; nothing where there is no file.
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
 
-    Spreadsheets save the file with a byte order mark, or in another encoding: that must not cost a run its history.
+
+def _table(content: bytes) -> Table:
+    """What the file says, in whichever form; empty where its first row does not name the keys.
+
+    Spreadsheets save with a byte order mark or in another encoding, with semicolons or tabs, with decimal commas.
     """
-    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
-    return csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    if b"\r" not in content.partition(b"\n")[0]:  # else a spreadsheet wrote the last line, and some do not end it
+        content = content[: content.rfind(b"\n") + 1]  # a kill may have torn it
+    content = content.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")  # has a letter for every byte, so none is lost
+    for separator in ",;\t":
+        with contextlib.suppress(csv.Error):  # not written with this one
+            lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+            table = [line for line in lines if line]
+            if table and set(KEYS) <= set(table[0]):
+                return _padded(_with_points(table))
+    return []
+
+
+def _with_points(table: Table) -> Table:
+    """Decimal commas become points, but not where a number of ours has a point: there they group thousands."""
+    ours = [position for position, name in enumerate(table[0]) if name in FIXED_COLUMNS]
+    if any(_POINT.fullmatch(row[position]) for row in table for position in ours if position < len(row)):
+        return table
+    return [[cell.replace(",", ".") if _COMMA.fullmatch(cell) else cell for cell in row] for row in table]
+
+
+def _padded(table: Table) -> Table:
+    """A cell beyond the columns gets one without a name, so that no later column takes it in."""
+    width = max(map(len, table))
+    return [row + [""] * (width - len(row)) for row in table]
+
+
+def _text(table: Table) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(table)
+    return text.getvalue()
