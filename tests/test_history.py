@@ -9,7 +9,7 @@ import pytest
 
 from utils.utils_curves import Panel, curve_panels, panel_figure
 from utils.utils_history import read_history
-from utils.utils_metrics_csv import read_metrics
+from utils.utils_metrics_csv import logged_test, read_metrics
 
 HEADER = "iter,epoch,split,lr,G_loss,images_per_s,accuracy,recall_a,recall_b\n"
 
@@ -28,6 +28,12 @@ def test_what_somebody_wrote_into_the_metrics_is_left_out(tmp_path: Path) -> Non
     lines = ["10,0,train,.1,two,50,,,\n", "my note\n", "20,0,train,.1,1.9,60,,,,,,\n"]
     (tmp_path / "metrics.csv").write_text(HEADER + "".join(lines))
     assert read_history(tmp_path).series["train"]["G_loss"] == [(20, 1.9)]
+
+
+def test_a_column_of_text_has_no_series(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("iter,epoch,split,G_loss,notes,\n10,0,test,1.5,looks good,3\n")
+    assert read_history(tmp_path).series == {"test": {"G_loss": [(10, 1.5)]}}
+    assert logged_test(tmp_path / "metrics.csv", 10) == {"loss": 1.5}
 
 
 def test_an_empty_folder_has_an_empty_history(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.run_helpers import flip_bit
-from tests.trained_models import CLASSES, Command, command, trained
+from tests.trained_models import CLASSES, Command, add_notes, command, trained
 from utils.utils_report import heat_picture
 from views.occlusion import occlusion_map
 from views.view_base import View
@@ -180,6 +180,13 @@ def test_what_is_damaged_or_missing_is_said_and_the_rest_is_shown(
     (experiment / "status.json").write_text("{")
     (experiment / "metrics.csv").unlink()
     assert "holds no best_model.pth" in report(experiment, status=1).text
+
+
+def test_a_note_in_the_metrics_has_no_curve(experiment: Path, report: Callable[..., Page]) -> None:
+    add_notes(experiment / "metrics.csv")
+    page = report(experiment, arguments=("--recorded",))
+    assert "Learning Rate" in page.text
+    assert "Notes" not in page.text
 
 
 def test_without_its_data_a_run_shows_what_it_recorded(experiment: Path, report: Callable[..., Page]) -> None:

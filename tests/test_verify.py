@@ -15,7 +15,7 @@ import torch.nn as nn
 from models.model_plain import ModelPlain
 from models.select_model import MODELS
 from tests.run_helpers import flip_bit
-from tests.trained_models import CLASSES, Command, command, trained
+from tests.trained_models import CLASSES, Command, add_notes, command, trained
 from views.view_classification import ClassificationView
 
 __all__ = ["command", "trained"]  # fixtures
@@ -69,6 +69,15 @@ def test_a_set_is_compared_with_what_was_tested_then(
     assert verify(experiment / "models" / "60_G.pth") == 0
     assert "nothing for this file" in capsys.readouterr().out
     assert verify(experiment / "models" / "60_E.pth") == 0
+    assert "recorded          the same" in capsys.readouterr().out
+
+
+def test_a_note_in_the_metrics_is_no_record(
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained.parent, tmp_path / "noted"))
+    add_notes(folder / "metrics.csv")
+    assert verify(folder / "models" / "60_E.pth") == 0
     assert "recorded          the same" in capsys.readouterr().out
 
 

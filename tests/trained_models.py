@@ -41,3 +41,9 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
         return main_test.main()
 
     return run
+
+
+def add_notes(metrics: Path) -> None:
+    """A column of text in metrics.csv, as people add it."""
+    head, *lines = metrics.read_text().splitlines()
+    metrics.write_text("\n".join([f"{head},notes", *(f"{line},looks good" for line in lines), ""]))

@@ -12,7 +12,7 @@ from typing import Any
 
 from utils.utils_checkpoint import DamagedError, Manifest, read_manifest
 from utils.utils_checkpoint_names import list_manifests
-from utils.utils_metrics_csv import KEYS, read_metrics
+from utils.utils_metrics_csv import numbers, read_metrics
 
 Series = list[tuple[int, float]]
 """(iteration, value), in the order of the iterations."""
@@ -48,11 +48,8 @@ def read_history(folder: Path) -> History:
     rows = read_metrics(folder / "metrics.csv")
     series: dict[str, dict[str, Series]] = {}
     for (iteration, split), row in sorted(rows.items()):
-        for name, text in row.items():
-            if name in KEYS or not text:
-                continue
-            with contextlib.suppress(ValueError, TypeError):  # somebody has edited the file
-                series.setdefault(split, {}).setdefault(name, []).append((iteration, float(text)))
+        for name, value in numbers(row).items():
+            series.setdefault(split, {}).setdefault(name, []).append((iteration, value))
     manifests = {}
     for iteration, path in sorted(list_manifests(folder / "models").items()):
         with contextlib.suppress(DamagedError, OSError):  # a run that goes on removes old ones

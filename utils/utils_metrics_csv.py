@@ -100,11 +100,21 @@ def read_metrics(path: Path) -> dict[tuple[int, str], dict[str, str]]:
     return {(int(row["iter"]), row["split"]): row for row in named if row["iter"].isdecimal()}
 
 
+def numbers(row: Mapping[str, str]) -> dict[str, float]:
+    """The cells of a row that are numbers, without its keys; people add notes, also under no heading."""
+    found = {}
+    for name, text in row.items():
+        if name and name not in KEYS:
+            with contextlib.suppress(ValueError):
+                found[name] = float(text)
+    return found
+
+
 def logged_test(path: Path, iteration: int) -> dict[str, float]:
     """The numbers that the file has of a test of this iteration, under the names of the metrics."""
-    row = read_metrics(path).get((iteration, "test"), {})
-    values = {name: float(value) for name, value in row.items() if value and name not in FIXED_COLUMNS}
-    return {"loss": float(row["G_loss"]), **values} if row.get("G_loss") else values
+    found = numbers(read_metrics(path).get((iteration, "test"), {}))
+    values = {name: value for name, value in found.items() if name not in FIXED_COLUMNS}
+    return {"loss": found["G_loss"], **values} if "G_loss" in found else values
 
 
 def _content(path: Path) -> bytes:
