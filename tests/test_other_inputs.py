@@ -17,6 +17,7 @@ from models.select_network import NETWORKS
 from tests.helpers import changed, tiny_option_mapping, write_options
 from tests.trained_models import Command, command
 from utils.utils_image import as_uint8
+from utils.utils_image_file import write_image
 from utils.utils_visualise import Classified, classified_figure
 from views.view_classification import ClassificationView
 
@@ -89,6 +90,12 @@ def test_a_table_has_no_samples_and_the_rest_is_shown(
     assert "the inputs have the shape (64,), and only pictures can be drawn" in error
     assert "main_test.py verify" in error
     assert not (experiment / "images" / "samples").exists()
+
+    assert command("verify", experiment, "--tta") == 2
+    assert "--tta: nothing is known" in capsys.readouterr().err
+    write_image(experiment / "photo.png", np.zeros((8, 8), np.uint8))
+    assert command("infer", experiment, "--input", experiment / "photo.png", "--no_detect") == 2
+    assert "the network's inputs have the shape (64,)" in capsys.readouterr().err
 
     assert command("report", experiment) == 0
     page = (experiment / "report.html").read_text()

@@ -159,6 +159,11 @@ class View:
                 "infer: neither the file nor its data set says the size of the network's inputs; give best_model.pth "
                 "or final_model.pth, which hold it"
             )
+        if len(input_shape) != 3 or input_shape[0] not in (1, 3):
+            raise UserError(
+                f"infer: the network's inputs have the shape {tuple(input_shape)}, and an image can only become one of "
+                "(C, H, W) with 1 or 3 channels"
+            )
         from views.drawing import fitted
 
         return fitted(image, box, input_shape)
