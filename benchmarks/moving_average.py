@@ -2,8 +2,9 @@
 
     python -m benchmarks.moving_average [--rounds 15]
 
-The limit is one lerp of two buffers that hold all parameters and statistics. KAIR's style averages parameters alone,
-so that its batch norm statistics stay those of the first iteration.
+The limit is one lerp of two buffers that hold all parameters and statistics. The mark was set as 120 us on a machine
+where that took 74. KAIR's style averages parameters alone, so that its batch norm statistics stay those of the first
+iteration.
 """
 
 import copy
@@ -16,7 +17,7 @@ import torch
 import torch.nn as nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.measure import Limit, Mark, Row, interleave, main
+from benchmarks.measure import Mark, Row, interleave, main
 from models.model_plain import ModelPlain
 from tables import TABLES
 from utils import utils_option
@@ -90,7 +91,7 @@ def measure(rounds: int) -> list[Row]:
     }
     interleave(contenders, 1)  # first calls allocate
     samples = interleave(contenders, rounds)
-    marks = (Limit(120.0), Mark(1.0, "KAIR style"), Mark(1.0, "AveragedModel"))
+    marks = (Mark(1.62, "flat lerp"), Mark(1.0, "KAIR style"), Mark(1.0, "AveragedModel"))
     count = sum(each.numel() for each in net.parameters())
     return [Row(f"the moving average of {count / 1000:.0f}k parameters, a step", "us", "Longhaul", samples, marks)]
 

@@ -24,13 +24,13 @@ class MovingAverage:
     def __init__(self, average: nn.Module, source: nn.Module) -> None:
         self._nets = average, source
         self._must_list_again = has_own_buffers(source)
-        self._values: list[torch.Tensor] = []
+        self._parameters: list[nn.Parameter] = []
         self._places: list[int] = []
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """average = decay * average + (1 - decay) * source."""
-        if not self._values:
+        if not self._places:
             self._begin()
         # A forward pass may give a parameter other memory (weight.data = ...), which would be averaged no more.
         elif self._must_list_again or self._find_places() != self._places:
@@ -42,14 +42,14 @@ class MovingAverage:
 
     def _begin(self) -> None:
         pairs = self._pairs()
-        self._values = [value for _, value in pairs]
+        self._parameters = list(self._nets[1].parameters())
         if not self._must_list_again and all(map(_fill_storages_of_their_own, zip(*pairs, strict=True))):
             pairs = _move_together(pairs)
         self._list(pairs)
         self._places = self._find_places()
 
     def _find_places(self) -> list[int]:
-        return [value.data_ptr() for value in self._values]
+        return [parameter.data_ptr() for parameter in self._parameters]
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         average, source = ((*net.parameters(), *net.buffers()) for net in self._nets)
