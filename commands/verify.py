@@ -89,8 +89,7 @@ def measure(
     def averaged(batch: Batch) -> torch.Tensor:
         return view.average([model.test({**batch, "input": each}) for each in view.inputs(batch["input"])])
 
-    is_image = torch.as_tensor(source.dataset[0]["input"]).ndim == 3
-    if is_averaged and (type(view).inputs is View.inputs or not is_image):
+    if is_averaged and (type(view).inputs is View.inputs or torch.as_tensor(source.dataset[0]["input"]).ndim != 3):
         raise UserError("--tta: nothing is known of this task that could be averaged; leave it out")
     start = time.perf_counter()
     loader = TestLoader(source, dist)

@@ -247,7 +247,7 @@ class InModule(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def test_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def networks_of_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks that stand in the table as a user's would."""
     table = Table(
         "network",
