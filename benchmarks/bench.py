@@ -18,9 +18,8 @@ from pathlib import Path
 
 from benchmarks.measure import Limit, Row, hardware, is_missed, median, read_rows
 from benchmarks.resume import table
+from utils.utils_file import PROJECT_FOLDER
 from utils.utils_visualise import save_figure
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 BENCHMARKS = {
     "loop_overhead": "what the loop costs beside forward, backward and update",
@@ -48,7 +47,7 @@ def run(name: str, rounds: int | None) -> Ran:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)]
-        subprocess.run([*command, *(["--rounds", str(rounds)] if rounds else [])], cwd=PROJECT, check=False)
+        subprocess.run([*command, *(["--rounds", str(rounds)] if rounds else [])], cwd=PROJECT_FOLDER, check=False)
         return Ran(name, read_rows(file) if file.exists() else [])
 
 
@@ -102,7 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME")
     parser.add_argument("--rounds", type=int, help="measurements of each contender (default: each benchmark's own)")
-    parser.add_argument("--output", type=Path, default=PROJECT / "docs", metavar="FOLDER")
+    parser.add_argument("--output", type=Path, default=PROJECT_FOLDER / "docs", metavar="FOLDER")
     args = parser.parse_args()
     ran = [run(name, args.rounds) for name in args.only]
     rows = [row for each in ran for row in each.rows]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-PROJECT = Path(__file__).resolve().parent.parent
+from utils.utils_file import PROJECT_FOLDER
 
 
 class Pacer:
@@ -47,7 +47,7 @@ class Contender:
         self._errors = errors
         with open(errors, "w") as stderr:
             self._process = subprocess.Popen(
-                command, cwd=PROJECT, env={**os.environ, **environment}, stdin=subprocess.PIPE,
+                command, cwd=PROJECT_FOLDER, env={**os.environ, **environment}, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=stderr, text=True,
             )  # fmt: skip
 

@@ -28,7 +28,7 @@ def make_net() -> "torch.nn.Module":
     """The network of options/fer.json."""
     from models.network_fer_resnet import FerResNet
 
-    return FerResNet(widths=(32, 64, 128), depths=(2, 1, 1), dropout=0.2)
+    return FerResNet(stem_stride=2, widths=(32, 64, 128), depths=(2, 1, 1), dropout=0.1, pool="weighted")
 
 
 def make_data() -> "torch.utils.data.TensorDataset":
@@ -39,10 +39,10 @@ def make_data() -> "torch.utils.data.TensorDataset":
 
 
 def make_optimizer(net: "torch.nn.Module") -> "torch.optim.Optimizer":
-    """SGD as options/fer.json has it."""
+    """SGD with the rates of options/fer.json, as torch's documentation writes it."""
     import torch
 
-    return torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4)
+    return torch.optim.SGD(net.parameters(), lr=RATE, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
 def bare() -> None:

@@ -1,4 +1,4 @@
-"""FER2013 with fer_resnet on one GPU: how fast it trains, what a save costs, and what bounds it. Ends in 8 minutes.
+"""FER2013 with fer_resnet on one GPU: how fast it trains, what a save costs, and what bounds it. Made for 8 minutes.
 
     python -m benchmarks.gpu_fer2013
     LONGHAUL_FER2013_CSV=fer2013.csv python -m benchmarks.gpu_fer2013 --batch_size 256

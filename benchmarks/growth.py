@@ -26,10 +26,10 @@ import torch
 from benchmarks.growth_picture import draw
 from benchmarks.growth_run import Job, Notes, options
 from benchmarks.growth_table import Point, Section, flatness, table
-from benchmarks.measure import hardware
+from benchmarks.measure import hardware, launcher
+from utils.utils_file import PROJECT_FOLDER
 from utils.utils_seed import permutation
 
-PROJECT = Path(__file__).resolve().parent.parent
 TINY = (6, 8)  # 1,905 parameters
 SMALL = (8, 16, 32)  # 20 thousand
 NUM_TURNS = 9
@@ -42,13 +42,11 @@ def run(job: Job, folder: Path) -> list[Notes]:
     if not (done.exists() and done.read_text() == text):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "options.json").write_text(json.dumps(options(job, folder)))
-        launcher = [sys.executable, "-m"]
-        if job.num_ranks > 1:
-            launcher += ["torch.distributed.run", "--standalone", f"--nproc_per_node={job.num_ranks}", "-m"]
         with open(folder / "output", "w") as output:
             subprocess.run(
-                [*launcher, "benchmarks.growth_run", text, str(folder)],
-                cwd=PROJECT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output, check=True,
+                [*launcher(job.num_ranks), "-m", "benchmarks.growth_run", text, str(folder)],
+                cwd=PROJECT_FOLDER, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output,
+                check=True,
             )  # fmt: skip
         done.write_text(text)
     return [Notes(**json.loads((folder / f"notes_{rank}.json").read_text())) for rank in range(job.num_ranks)]
@@ -165,7 +163,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a rehearsal: few sizes, few iterations, no verdict")
     parser.add_argument("--folder", type=Path, help="where the runs are kept; by default a temporary folder")
-    parser.add_argument("--output", type=Path, default=PROJECT / "docs", help="where growth.md and growth.png go")
+    parser.add_argument(
+        "--output", type=Path, default=PROJECT_FOLDER / "docs", help="where growth.md and growth.png go"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).absolute()

@@ -19,16 +19,17 @@ from pathlib import Path
 
 import torch
 
-PROJECT = Path(__file__).resolve().parent.parent
+from benchmarks.measure import launcher
+from utils.utils_file import PROJECT_FOLDER
+
 SAVE_EVERY = 5
 
 
 def launch(ranks: int, options: list[str]) -> subprocess.Popen[bytes]:
     """Start main_train.py alone (1 rank) or under torchrun."""
-    runner = [sys.executable]
-    if ranks > 1:
-        runner += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return subprocess.Popen([*runner, "main_train.py", *options], cwd=PROJECT, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [*launcher(ranks), "main_train.py", *options], cwd=PROJECT_FOLDER, stdout=subprocess.DEVNULL
+    )
 
 
 def last_committed(models: Path) -> int:

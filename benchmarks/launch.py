@@ -19,8 +19,8 @@ from pathlib import Path
 
 from benchmarks.measure import Mark, Row, interleave, is_installed, main
 from data.synthetic_faces import write_synthetic_faces
+from utils.utils_file import PROJECT_FOLDER
 
-PROJECT = Path(__file__).resolve().parent.parent
 BARE = "bare script"
 FRESH, RESUME = "Longhaul, fresh", "Longhaul, resumed"
 
@@ -30,7 +30,7 @@ def launch(environment: dict[str, str], *arguments: str) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.first_step", *arguments],
-        cwd=PROJECT, env=os.environ | environment, capture_output=True, text=True,
+        cwd=PROJECT_FOLDER, env=os.environ | environment, capture_output=True, text=True,
     )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if run.returncode:

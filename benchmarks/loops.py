@@ -26,6 +26,7 @@ from benchmarks.contender import Pacer
 from data.loaders import define_train_loader
 from data.select_dataset import define_dataset
 from data.train_stream import TrainStream
+from models.optimizer import define_optimizer
 from models.select_network import define_G
 from tables import TABLES
 from trainer import Trainer
@@ -49,10 +50,7 @@ class Bare:
         self.net: nn.Module = define_G(opt.netG)
         if train.channels_last:
             self.net = self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(
-            self.net.parameters(), lr=train.G_optimizer_lr, momentum=train.G_optimizer_momentum,
-            weight_decay=train.G_optimizer_wd, fused=True,
-        )  # fmt: skip
+        self.optimizer = define_optimizer(self.net, train)
         self.called = torch.compile(self.net) if train.compile else self.net
         self._is_bf16 = _is_bf16(opt)
         self._channels_last = train.channels_last
@@ -184,7 +182,7 @@ def _is_bf16(opt: Options) -> bool:
 
 
 def _batch_size(opt: Options) -> int:
-    return opt.datasets["train"].dataloader_batch_size or 1
+    return opt.datasets["train"].dataloader_batch_size
 
 
 def _staged(opt: Options) -> list[Pair]:

@@ -135,6 +135,12 @@ def interleave(contenders: dict[str, Callable[[], float]], rounds: int) -> Sampl
     return samples
 
 
+def launcher(num_ranks: int) -> list[str]:
+    """What stands before a script, or before -m and a module: this Python, or torchrun for several ranks."""
+    ranks = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
+    return [sys.executable, *(ranks if num_ranks > 1 else [])]
+
+
 def is_installed(*packages: str) -> bool:
     """Whether a peer can take part; says on stderr what is missing."""
     missing = [package for package in packages if importlib.util.find_spec(package) is None]

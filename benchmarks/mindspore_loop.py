@@ -70,7 +70,7 @@ def fit(opt: Options, batches: Iterable[Arrays], tick: Callable[[], None]) -> No
     net, train = FerResNet(**opt.netG.arguments), opt.train
     optimizer = nn.SGD(
         net.trainable_params(), learning_rate=train.G_optimizer_lr, momentum=train.G_optimizer_momentum,
-        weight_decay=train.G_optimizer_wd,
+        weight_decay=train.G_optimizer_wd, nesterov=train.G_optimizer_nesterov,
     )  # fmt: skip
     step = nn.TrainOneStepCell(nn.WithLossCell(net, nn.CrossEntropyLoss()), optimizer)
     step.set_train()

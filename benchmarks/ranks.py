@@ -11,9 +11,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import Mark, Row, interleave, main, median
+from benchmarks.measure import Mark, Row, interleave, launcher, main, median
+from utils.utils_file import PROJECT_FOLDER
 
-PROJECT = Path(__file__).resolve().parent.parent
 NUM_ITERS, PRINT_EVERY = 120, 10
 
 
@@ -34,13 +34,10 @@ def images_per_s(num_ranks: int, num_threads: int, num_iters: int = NUM_ITERS) -
             "val.save_img": "false",
             "log.tensorboard": "false",
         }
-        launcher = [sys.executable]
-        if num_ranks > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_ranks}"]
         options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
         subprocess.run(
-            [*launcher, "main_train.py", "-opt", "options/fer.json", *options],
-            cwd=PROJECT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [*launcher(num_ranks), "main_train.py", "-opt", "options/fer.json", *options],
+            cwd=PROJECT_FOLDER, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             env={key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"},
         )  # fmt: skip
         with open(Path(root) / "run" / "metrics.csv", newline="") as file:

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import Limit, Row, Samples, main
+from utils.utils_file import PROJECT_FOLDER
 
-PROJECT = Path(__file__).resolve().parent.parent
 COUNTS = {"Training": 28_709, "PublicTest": 3_589, "PrivateTest": 3_589}  # of the official file
 FIRST, SECOND = "Longhaul, first launch", "Longhaul, second launch"
 BYTES, USUAL = "bytes only", "pandas and split"
@@ -73,7 +73,7 @@ def read_elsewhere(who: str, csv: Path) -> list[float]:
         for cache in csv.parent.glob("*.cache.npy"):
             cache.unlink()
     command = [sys.executable, "-m", "benchmarks.read_csv", who, str(csv)]
-    run = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True, check=True)
+    run = subprocess.run(command, cwd=PROJECT_FOLDER, stdout=subprocess.PIPE, text=True, check=True)
     seconds, megabytes = json.loads(run.stdout)
     return [seconds, megabytes]
 

@@ -34,8 +34,8 @@ import torch
 from benchmarks.measure import hardware
 from benchmarks.resume_task import Task, checkpoint_files
 from data.synthetic_faces import write_synthetic_faces
+from utils.utils_file import PROJECT_FOLDER
 
-PROJECT = Path(__file__).resolve().parent.parent
 QUESTIONS = (
     "resumed by itself",
     "iterations lost / done again",
@@ -190,7 +190,7 @@ def launch(script: str, folder: Path, accident: tuple[int, str]) -> str:
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp")}
     process = subprocess.Popen(
         [sys.executable, "-m", f"benchmarks.{script}", str(folder)],
-        cwd=PROJECT, env={**os.environ, **hidden, "ACCIDENT": json.dumps(accident)},
+        cwd=PROJECT_FOLDER, env={**os.environ, **hidden, "ACCIDENT": json.dumps(accident)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     try:

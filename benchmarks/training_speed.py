@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contender import PROJECT, contenders
+from benchmarks.contender import contenders
 from benchmarks.loops import command
 from benchmarks.measure import Mark, Row, interleave, is_installed, main
 from utils.utils_device import chosen_amp, device_name
+from utils.utils_file import PROJECT_FOLDER
 
-OPTION_FILE = PROJECT / "options" / "fer.json"
+OPTION_FILE = PROJECT_FOLDER / "options" / "fer.json"
 BATCH_SIZE = 64
 NUM_ITERS = 8  # the first of a stretch finds the caches as another contender left them
 

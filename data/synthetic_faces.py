@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from data.face_canvas import Camera, light, photograph
 from data.face_parts import Expression, Look, sketch_face
 from data.fer2013_faces import EMOTIONS, SPLITS, Split
-from utils.utils_error import UserError
+from utils.utils_error import check_whole_number
 from utils.utils_file import atomic_write
 
 DRAWING_VERSION = 1  # raise it when a pixel changes: it is part of the file name, so no stale file is reused
@@ -136,12 +136,6 @@ def labelled_face(seed: int, usage: Split, index: int) -> tuple[int, NDArray[np.
     return emotion, draw_face(emotion, rng)
 
 
-def check_whole_number(name: str, value: object, low: int, high: int) -> None:
-    """Raise UserError unless `value` is an int from `low` to `high`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise UserError(f"synthetic faces: {name}: {value!r} is not a whole number from {low:,} to {high:,}")
-
-
 def write_synthetic_faces(
     folder: Path,
     num_training: int = 10_000,
@@ -156,8 +150,8 @@ def write_synthetic_faces(
     """
     counts = {"num_training": num_training, "num_public_test": num_public_test, "num_private_test": num_private_test}
     for name, value in counts.items():
-        check_whole_number(name, value, 1, MAX_FACES)
-    check_whole_number("seed", seed, 0, 2**63 - 1)
+        check_whole_number(f"synthetic faces: {name}", value, 1, MAX_FACES)
+    check_whole_number("synthetic faces: seed", seed, 0, 2**63 - 1)
     numbers = "_".join(str(value) for value in counts.values())
     path = Path(folder) / f"synthetic_faces_v{DRAWING_VERSION}_{numbers}_seed{seed}.csv"
     if path.is_file():

@@ -14,7 +14,7 @@ from data.dataset_freihand import METRES_TO_MM, VERSIONS
 from data.hand_canvas import IMAGE_SIZE, Surface, hand_cones, ray_cast
 from data.hand_photo import draw_light, draw_tints, green_screen, photograph, scene, shade
 from data.hand_skeleton import Vectors, draw_skeleton, turn_x, turn_y, turn_z
-from utils.utils_error import UserError
+from utils.utils_error import check_whole_number
 from utils.utils_file import fsync_directory, fsync_tree, temporary_path
 
 DRAWING_VERSION = 1  # raise it when a pixel or a joint changes: it is part of the folder's name
@@ -77,9 +77,9 @@ def write_synthetic_hands(folder: Path, num_training: int = 1_500, num_evaluatio
     Its name holds all the arguments and the drawing's version, and it appears whole or not at all: if it is there, it
     is reused.
     """
-    _check_whole_number("num_training", num_training, 2, MAX_HANDS)
-    _check_whole_number("num_evaluation", num_evaluation, 1, MAX_HANDS)
-    _check_whole_number("seed", seed, 0, 2**63 - 1)
+    check_whole_number("synthetic hands: num_training", num_training, 2, MAX_HANDS)
+    check_whole_number("synthetic hands: num_evaluation", num_evaluation, 1, MAX_HANDS)
+    check_whole_number("synthetic hands: seed", seed, 0, 2**63 - 1)
     path = Path(folder) / f"synthetic_hands_v{DRAWING_VERSION}_{num_training}_{num_evaluation}_seed{seed}"
     if path.is_dir():
         return path
@@ -119,9 +119,3 @@ def _write_part(folder: Path, part: str, num_hands: int, seed: int) -> None:
     }
     for kind, values in annotations.items():
         (folder / f"{part}_{kind}.json").write_text(json.dumps(values), encoding="utf-8")
-
-
-def _check_whole_number(name: str, value: object, low: int, high: int) -> None:
-    """Raise UserError unless `value` is an int from `low` to `high`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise UserError(f"synthetic hands: {name}: {value!r} is not a whole number from {low:,} to {high:,}")

@@ -11,3 +11,9 @@ class UserError(ValueError):
 
 class SampleError(UserError):
     """A sample cannot be read; each rank that draws one says so, because no other knows."""
+
+
+def check_whole_number(name: str, value: object, low: int, high: int) -> None:
+    """UserError unless `value` is an int from `low` to `high`; `name` says of what."""
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise UserError(f"{name}: {value!r} is not a whole number from {low:,} to {high:,}")
