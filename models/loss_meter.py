@@ -32,7 +32,7 @@ class LossMeter:
         """Fetch the losses up to this iteration; NonFiniteLossError on every rank if one is not finite. Collective."""
         if not self._on_device:
             return
-        losses: list[float] = (self._dist.sum(torch.stack(self._on_device)) / self._dist.world_size).tolist()
+        losses: list[float] = (self._dist.sum(torch.stack(self._on_device).cpu()) / self._dist.world_size).tolist()
         for iteration, loss in enumerate(losses, current_iter - len(losses) + 1):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(f"the loss of iteration {iteration} is {loss}")

@@ -43,12 +43,13 @@ def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
-    """Fail a test that leaves a thread, a child process or a process group; restore threads and the logger."""
+    """Fail a test that leaves a thread, a child process or a process group; restore what is global."""
     logger = logging.getLogger("longhaul")
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
     threads, children = set(threading.enumerate()), _children()
     yield
     torch.set_num_threads(1)
+    torch.set_deterministic_debug_mode("default")
     logger.handlers, logger.propagate = handlers, propagate
     logger.setLevel(level)
     left_group = torch.distributed.is_initialized()

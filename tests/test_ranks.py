@@ -19,6 +19,7 @@ from models.model_base import ModelBase, has_own_buffers
 from models.model_plain import ModelPlain
 from tests.helpers import class_batch, free_port, net_options, same_tensors
 from tests.run_helpers import PROJECT
+from utils import utils_dist
 from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
 
@@ -218,3 +219,50 @@ def test_the_cores_are_shared_among_the_ranks_whatever_torchrun_says(option: int
         [sys.executable, "-c", code], cwd=PROJECT, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [str(wanted)] * 2
+
+
+def test_the_gradient_of_an_index_has_the_same_bits_every_time() -> None:
+    with process_group(num_threads=2):
+        assert len({_gradient_of_an_index() for _ in range(10)}) == 1
+
+
+def test_a_gradient_that_is_added_atomically_would_be_noticed() -> None:
+    torch.set_num_threads(2)
+    assert len({_gradient_of_an_index() for _ in range(10)}) > 1
+
+
+def _gradient_of_an_index() -> bytes:
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(64, 512, generator=generator, requires_grad=True)
+    rows, weights = torch.randint(64, (4000,), generator=generator), torch.randn(4000, 512, generator=generator)
+    (table[rows] * weights).sum().backward()
+    assert table.grad is not None
+    return table.grad.numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"), [("250000 100000\n", 3), ("50000 100000\n", 1), ("max 100000\n", 8), ("9999999 100000", 8)]
+)
+def test_a_quota_of_cpu_time_counts_as_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, wanted: int
+) -> None:
+    quota = tmp_path / "cpu.max"
+    quota.write_text(content)
+    monkeypatch.setattr(utils_dist, "CPU_QUOTA", quota)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)), raising=False)
+    with process_group() as dist:
+        assert dist.num_threads == wanted
+
+
+@pytest.mark.parametrize("missing", ["LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_ranks_that_do_not_know_their_place_on_the_machine_are_refused(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    """All would take the first GPU and every core."""
+    given = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2",
+             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv(missing)
+    with pytest.raises(UserError, match=f"lacks {missing}: launch with torchrun"), process_group():
+        pass

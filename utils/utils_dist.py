@@ -3,14 +3,18 @@
 import atexit
 import contextlib
 import dataclasses
+import datetime
+import math
 import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed
+import torch.utils.deterministic
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -23,7 +27,11 @@ T = TypeVar("T")
 _groups: list[Any] = []
 
 _STORE_SECONDS = 60
-_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# Rank 0 alone may decode a data set, or wait for a slow disk, while the others stand in a collective.
+_PATIENCE = datetime.timedelta(hours=2)
+_LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +92,9 @@ class Dist:
             raise UserError(failure)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks, in place. Collective."""
+        """Sum over the ranks, in place; on the CPU through `control`, which raises if a rank is gone. Collective."""
         if self.world_size > 1:
-            torch.distributed.all_reduce(values)
+            torch.distributed.all_reduce(values, group=self.control if values.is_cpu else None)
         return values
 
     def broadcast(self, tensors: list[torch.Tensor]) -> None:
@@ -110,7 +118,7 @@ class Dist:
 
 
 def is_launched_distributed() -> bool:
-    """Whether torchrun (or another launcher that sets the same four variables) started this process."""
+    """Whether torchrun (or another launcher that sets the same variables) started this process."""
     return all(name in os.environ for name in _LAUNCHER_VARIABLES)
 
 
@@ -135,6 +143,7 @@ def process_group(num_threads: int | None = None) -> Iterator[Dist]:
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     threads = num_threads or max(1, _num_cores() // local_world_size)
     torch.set_num_threads(threads)
+    _compute_reproducibly()
     device = _device(local_rank, local_world_size)
     if not is_launched_distributed():
         _check_not_half_launched()
@@ -142,7 +151,7 @@ def process_group(num_threads: int | None = None) -> Iterator[Dist]:
         return
     _check_launcher()
     _init_process_group("nccl" if device.type == "cuda" else "gloo")
-    control = torch.distributed.new_group(backend="gloo")
+    control = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE)
     _groups.extend([torch.distributed.group.WORLD, control])
     try:
         yield Dist(
@@ -154,13 +163,19 @@ def process_group(num_threads: int | None = None) -> Iterator[Dist]:
             num_threads=threads,
             control=control,
         )
-    finally:
+    except BaseException:
         leave_process_group()
+        raise
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def leave_process_group() -> None:
-    """Destroy the group if there is one; afterwards each rank is on its own."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    """Go on alone, whatever the other ranks do: destroy the group, or leave it to the end of the process under NCCL.
+
+    There destroying waits for all ranks, of which some may be gone, or wait in turn for what this one does not send.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() != "nccl":
         torch.distributed.destroy_process_group()
 
 
@@ -194,11 +209,11 @@ def _init_process_group(backend: str) -> None:
     """
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if restart == "0" or os.environ["LOCAL_WORLD_SIZE"] != os.environ["WORLD_SIZE"]:
-        torch.distributed.init_process_group(backend)
+        torch.distributed.init_process_group(backend, timeout=_PATIENCE)
         return
     store, rank, world_size = next(rendezvous("env://"))
     store = PrefixStore(f"restart_{restart}", store)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    torch.distributed.init_process_group(backend, timeout=_PATIENCE, store=store, rank=rank, world_size=world_size)
 
 
 def _check_not_half_launched() -> None:
@@ -231,12 +246,25 @@ def _device(local_rank: int, local_world_size: int) -> torch.device:
             f"use torchrun --nproc_per_node={torch.cuda.device_count()}"
         )
     torch.cuda.set_device(local_rank)
-    torch.backends.cudnn.deterministic = True  # algorithms that add atomically would end an exact resume
     return torch.device("cuda", local_rank)
 
 
+def _compute_reproducibly() -> None:
+    """Of an operation's algorithms take one that always sums in the same order; torch warns where there is none.
+
+    Others add atomically, so that an exact resume would differ: on GPUs many do, on CPUs the gradient of x[indices].
+    """
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms imports torch._inductor, 1 s
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.deterministic = True
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
 def _num_cores() -> int:
-    """Cores this process may use; a container or taskset may grant fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: taskset or a container's quota of CPU time may grant fewer than the machine has."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no Linux, or "max"
+        quota, period = map(int, CPU_QUOTA.read_text(encoding="ascii").split())
+        cores = min(cores, math.ceil(quota / period))
+    return cores
