@@ -73,7 +73,7 @@ class Tester:
         """
 
         def is_replaced() -> bool:
-            if is_exact and not self._experiment.option_changes():  # most launches: they need not read the model
+            if is_exact and not self._experiment.changes():  # most launches: they need not read the model
                 return False
             iteration = self._experiment.model_iter("best_model.pth")
             return iteration is not None and iteration > start_iter
@@ -88,8 +88,12 @@ class Tester:
         logger.warning("The best model is chosen anew from here.")
         self._experiment.set_aside_model("best_model.pth", reason)
 
+    def best_model_is_of(self, iteration: int) -> bool:
+        """Whether best_model.pth is of this iteration."""
+        return self._dist.on_main(lambda: self._experiment.model_iter("best_model.pth") == iteration)
+
     def run(self, current_iter: int) -> None:
-        """Test on every test data set; then "test" may give a new best model."""
+        """Test on every test data set; then "test" may give a new best model. Raises NonFiniteLossError."""
         self._model.losses.collect(current_iter)
         results: dict[str, dict[str, MetricValue]] = {}
         shown: TestOutputs | None = None

@@ -14,12 +14,11 @@ from data.loaders import define_train_loader
 from data.select_dataset import DataSource, synthetic_notice
 from data.train_stream import TrainStream
 from models.learning_rate import learning_rate
-from models.loss_meter import NonFiniteLossError
 from models.model_plain import Batch, enabled_parts
 from models.select_model import define_model
 from models.select_network import check_fits_data
 from tester import Tester
-from utils.utils_device import device_name, trains_faster_in_bf16
+from utils.utils_device import device_name, precision_name, trains_faster_in_bf16
 from utils.utils_dist import Dist, leave_process_group
 from utils.utils_experiment import Experiment, machine_record
 from utils.utils_image import image_grid, is_picture
@@ -54,7 +53,8 @@ class Trainer:
             len(train.dataset), opt.datasets["train"].dataloader_batch_size, self._seed, dist.rank, dist.world_size
         )
         self.opt = with_total_iter(opt, self.stream.num_iters)
-        self.total_iter: int = self.opt.train.total_iter or 0
+        assert self.opt.train.total_iter is not None, "resolved above"
+        self.total_iter = self.opt.train.total_iter
         self.model = define_model(self.opt, dist, self._seed)
         self._loader = define_train_loader(
             train, self.stream, dist, self._seed, self.start_iter, opt.train.G_accumulation_steps
@@ -114,7 +114,10 @@ class Trainer:
     def batches(self) -> Iterator[tuple[int, list[Batch]]]:
         """(current_iter, micro-batches) of every iteration left, after the test that a stop may have cut off."""
         is_pending = self.start_iter > self.tests.progress.last_test_iter and not self._was_finished
-        if is_pending and self.is_due(self.opt.train.checkpoint_test, self.start_iter):
+        # Saved in an earlier launch, maybe with another checkpoint_test, whose set does not know how good it was.
+        if is_pending and (
+            self.is_due(self.opt.train.checkpoint_test, self.start_iter) or self.tests.best_model_is_of(self.start_iter)
+        ):
             self.tests.run(self.start_iter)
         if self._has_work and not self._stop.signal_number:
             yield from itertools.islice(self._loader, self.total_iter - self.start_iter)
@@ -133,7 +136,8 @@ class Trainer:
         if current_iter == self._saved_iter:
             return
         self._saved_iter = current_iter
-        reason = "final" if current_iter == self.total_iter and reason == "periodic" else reason
+        is_last = current_iter == self.total_iter or self.tests.is_out_of_patience
+        reason = "final" if is_last and reason == "periodic" else reason
         progress = dataclasses.replace(
             self.tests.progress, num_skipped_in_a_row=self.model.num_skipped_in_a_row,
             loss_sum=self.model.losses.sum, num_losses=self.model.losses.count,
@@ -187,7 +191,7 @@ class Trainer:
     def _finish_interrupted(self, current_iter: int) -> int:
         try:
             self.model.losses.collect(current_iter)  # the set needs those of all ranks, which stopped here together
-        except (RuntimeError, NonFiniteLossError) as error:
+        except RuntimeError as error:
             logger.warning("The mean training loss of the next test will miss some iterations: %s", error)
         # The peers may be gone any moment: from here on rank 0 needs nobody.
         leave_process_group()
@@ -244,11 +248,11 @@ class Trainer:
             "network": f"{opt.netG.net_type}, {sum(p.numel() for p in self.model.netG.parameters()):,} parameters; "
             + ("netE is tested" if self.model.netE is not None else "netG is tested"),
             "machine": ", ".join(f"{key} {value}" for key, value in self._machine_record.items() if key != "amp"),
-            "precision": (self._machine_record["amp"] or "float32")
+            "precision": precision_name(self._machine_record["amp"], self._dist.device)
             + (", the faster one here" if train.amp == "auto" else ""),
             "seed": str(self._seed),
         }
-        changed = self._experiment.option_changes() if self._resume and self._dist.is_main else []
+        changed = self._experiment.changes() if self._resume and self._dist.is_main else []
         print_block("Longhaul", [*lines.items(), *(("changed", change) for change in changed)])
 
     def _print_summary(self, current_iter: int) -> None:

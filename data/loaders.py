@@ -62,7 +62,7 @@ class TestLoader:
         self._dist = dist
         self._pipeline = define_test_pipeline(source.name, source.options, source.class_names)
         self._samples = np.arange(dist.rank, len(source.dataset), dist.world_size, dtype=np.int64)
-        self._batch_size = max(1, (source.options.dataloader_batch_size or 1) // dist.world_size)
+        self._batch_size = max(1, source.options.dataloader_batch_size // dist.world_size)
         longest = -(-len(source.dataset) // dist.world_size)
         self.num_rounds = -(-longest // self._batch_size)
 

@@ -56,7 +56,7 @@ def probe(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_classes: 
             metric.update(output, model.target)
             if metric.compute().ndim and name == model.opt.val.best_metric:
                 raise UserError(f"val.best_metric: {name} has many values, and the best model needs a single number")
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, IndexError, ValueError) as error:
         raise UserError(

@@ -101,7 +101,10 @@ class ModelPlain(ModelBase):
             group["lr"] = rate
 
     def optimize_parameters(self, micro_batches: Sequence[Batch], current_iter: int) -> None:
-        """One update from the mean gradient of the micro-batches; see `train.nonfinite`. Collective."""
+        """One update from the mean gradient of the micro-batches; see `train.nonfinite`. Collective.
+
+        Raises NonFiniteLossError when more steps in a row than may be would be skipped.
+        """
         seed_global_generators(seed_of(self.seed, "step", current_iter, self.dist.rank))
         may_skip = self.opt.train.nonfinite == "skip"
         buffers = [buffer.clone() for buffer in self.netG.buffers()] if may_skip else []
@@ -124,6 +127,8 @@ class ModelPlain(ModelBase):
         """Send two samples through the network and the loss; UserError if they do not fit each other."""
         try:
             self.test_loss(self.test({key: value[:2] for key, value in batch.items()}))
+        except (UserError, torch.OutOfMemoryError):
+            raise
         except (RuntimeError, IndexError, ValueError) as error:
             shape = tuple(batch["input"].shape[1:])
             raise UserError(

@@ -49,7 +49,7 @@ class MovingAverage:
         self._places = self._find_places()
 
     def _find_places(self) -> list[int]:
-        return [parameter.data_ptr() for parameter in self._parameters]
+        return list(map(torch.Tensor.data_ptr, self._parameters))
 
     def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         average, source = ((*net.parameters(), *net.buffers()) for net in self._nets)

@@ -92,7 +92,7 @@ class Run:
         with self.experiment() as experiment:
             claimed = self._claimed(experiment.folder / "status.json")
             point = experiment.find_resume_point(PARTS)
-            experiment.option_changes()
+            experiment.changes()
         best = self._best(experiment.models / "best_model.pth")
         for manifest in list_manifests(experiment.models).values():
             CheckpointFolder(experiment.models).verify(manifest)

@@ -1,6 +1,8 @@
 """Which precision suits this machine, and that training keeps to it."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from tests.helpers import ONE_RANK, class_batch, net_options
 from tests.run_helpers import NewRun, new_run, server
 from utils import utils_device
 from utils.utils_checkpoint import Manifest, ResumePoint
-from utils.utils_device import chosen_amp, trains_faster_in_bf16
+from utils.utils_device import chosen_amp, precision_name, trains_faster_in_bf16
 from utils.utils_experiment import machine_record
 from utils.utils_resume import resume_guarantee
 
@@ -57,6 +59,24 @@ def test_auto_takes_the_faster_precision(processor: str, tmp_path: Path, monkeyp
     options = net_options({"amp": "auto"})
     assert trained_dtype(ModelPlain(options, ONE_RANK, 0)) == (torch.bfloat16 if is_faster else torch.float32)
     assert machine_record(options, ONE_RANK)["amp"] == ("bf16" if is_faster else None)
+
+
+@pytest.mark.parametrize(
+    ("amp", "capability", "convolutions", "wanted"),
+    [
+        (None, (9, 0), "tf32", "float32, convolutions in TF32"),
+        (None, (9, 0), "ieee", "float32"),
+        (None, (7, 5), "tf32", "float32"),
+        ("bf16", (9, 0), "tf32", "bf16"),
+    ],
+)
+def test_float32_on_a_gpu_says_what_its_convolutions_are(
+    monkeypatch: pytest.MonkeyPatch, amp: Literal["bf16"] | None, capability: tuple[int, int], convolutions: str,
+    wanted: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr(torch.backends.cudnn, "conv", SimpleNamespace(fp32_precision=convolutions))
+    assert precision_name(amp, torch.device("cuda", 0)) == wanted
 
 
 @pytest.mark.parametrize("processor", ["Intel with AMX", "Intel without AMX"])

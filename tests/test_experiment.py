@@ -218,15 +218,26 @@ def test_two_launches_within_a_second_save_two_option_files(make: Callable[..., 
 
 def test_changes_are_those_since_the_last_launch_that_trained(make: Callable[..., Experiment]) -> None:
     with make() as experiment:
-        assert experiment.option_changes() == []
+        assert experiment.changes() == []
         experiment.save_options()
     with make() as experiment:
-        assert experiment.option_changes() == []
+        assert experiment.changes() == []
         experiment.save_options()
     with make(train__G_optimizer_lr=0.5):
         pass  # refused before it trained
     with make(train__G_optimizer_lr=0.5, train__total_iter=7) as experiment:
-        assert experiment.option_changes() == ["train.G_optimizer_lr: 0.01 -> 0.5", "train.total_iter: 6 -> 7"]
+        assert experiment.changes() == ["train.G_optimizer_lr: 0.01 -> 0.5", "train.total_iter: 6 -> 7"]
+
+
+def test_another_commit_is_a_change(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Experiment]) -> None:
+    versions = iter(["a" * 40, "a" * 40, "b" * 40])
+    for said in ([], [], [f"code: commit {'a' * 12} -> {'b' * 12}"]):
+        version = next(versions)
+        monkeypatch.setattr(utils_experiment, "code_version", lambda version=version: version)
+        with make() as experiment:
+            experiment.find_resume_point(("G",))
+            assert experiment.changes() == said
+            experiment.save_options()
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, make: Callable[..., Experiment]) -> None:

@@ -188,6 +188,23 @@ def test_a_best_metric_of_many_values_is_refused_before_training(monkeypatch: py
         probe(model, batch, names, NUM_CLASSES)
 
 
+@pytest.mark.parametrize("error", [UserError("give one weight a joint"), torch.OutOfMemoryError("2 GiB are missing")])
+def test_a_probe_does_not_blame_the_options_for_what_is_known_better(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Failing(torch.nn.Module):
+        def forward(self, *_tensors: torch.Tensor) -> torch.Tensor:
+            raise error
+
+    batch = {"input": torch.rand(2, 1, 48, 48), "target": torch.tensor([0, 1]), "name": ["a", "b"]}
+    model = evaluate_on_ranks.model()
+    monkeypatch.setattr(model, "lossfn", Failing())
+    for look in (lambda: model.probe(batch), lambda: probe(model, batch, METRIC_NAMES, NUM_CLASSES)):
+        with pytest.raises(type(error)) as caught:
+            look()
+        assert caught.value is error
+
+
 def test_evaluation_can_be_cut_off() -> None:
     asked = iter([0, 0, 15])
     loader, model = evaluate_on_ranks.loader(evaluate_on_ranks.source(13)), evaluate_on_ranks.model()

@@ -145,3 +145,12 @@ def test_a_run_stops_by_itself_without_the_option(new_run: Callable[..., Run]) -
     assert "the loss of iteration 6 is nan" in ended.output
     assert "The newest good set is that of iteration 4" in ended.output
     assert run.committed() == [4]
+
+
+def test_a_stop_does_not_save_what_is_not_finite(new_run: Callable[..., Run]) -> None:
+    run = new_run(train__nonfinite="stop")
+    ended = run.launch(accidents=[spoiled(6), kill("step", 6, signal.SIGTERM)])
+    assert ended.status == 1
+    assert "the loss of iteration 6 is nan" in ended.output
+    assert run.committed() == [4]
+    assert run.status()["state"] == "FAILED"

@@ -119,6 +119,27 @@ def test_a_test_that_is_cut_off_in_its_second_data_set_is_caught_up_on(new_run: 
     assert run.rows("test_b") == straight.rows("test_b")
 
 
+def test_a_best_model_that_no_set_knows_is_not_replaced_by_a_worse_one(new_run: NewRun) -> None:
+    """The test that a stop cut off at the end was made up for after the set was saved; then the run is prolonged."""
+    constant = {"train__G_scheduler_type": "MultiStepLR", "train__G_scheduler_milestones": [1000],
+                "train__G_optimizer_lr": 0.1, "train__E_decay": 0.0}  # fmt: skip
+    whole = new_run(**constant, train__checkpoint_test=1)
+    assert whole.launch().status == 0
+    found = {iteration: float(row["accuracy"]) for iteration, row in whole.rows("test").items()}
+    assert len(set(found.values())) > 1
+    best, mode = next((each, name) for name in ("max", "min") if found[each := _extreme(found, name)] != found[LAST])
+    run = new_run(**constant, train__total_iter=best, train__checkpoint_test=100, val__best_mode=mode)
+    stop_and_relaunch(run, kill("test", best, signal.SIGTERM), 1)
+    assert run.manifest(best)["progress"]["best_iter"] == 0
+    assert run.launch("--set", f"train.total_iter={LAST}").status == 0
+    assert run.model("best_model.pth")["iter"] == best
+    assert run.manifest(LAST)["progress"]["best_iter"] == best
+
+
+def _extreme(found: dict[int, float], mode: str) -> int:
+    return (max if mode == "max" else min)(found, key=lambda iteration: found[iteration])
+
+
 def test_a_run_without_a_test_that_chooses_is_tested_once_at_the_end(new_run: NewRun, tmp_path: Path) -> None:
     others = {"dataroot": tiny_csv(tmp_path, seed=1), "split": "PublicTest", "transforms": [dict(NORMALIZE)]}
     alone = {**new_run().options["datasets"], "test_b": {**others, "dataloader_batch_size": 4}}
@@ -414,7 +435,8 @@ def test_the_best_model_is_that_of_the_best_test(early: tuple[Run, int]) -> None
 
 
 def test_lost_patience_is_an_end(early: tuple[Run, int]) -> None:
-    run, _ = early
+    run, last = early
+    assert run.manifest(last)["reason"] == "final"
     before = run.files()
     again = run.launch()
     assert again.status == 0

@@ -83,8 +83,9 @@ class CheckpointFolder:
     def commit(self, states: Mapping[str, Any], manifest: Manifest, max_to_keep: int) -> Manifest:
         """Write the parts in `states` and then the manifest; afterwards prune to `max_to_keep` sets (0: keep all).
 
-        A committed set is never rewritten. Raises OSError when the disk is full, and leaves the older sets as they
-        are whatever fails.
+        A committed set is never rewritten. Raises OSError when the disk is full, FloatingPointError for what is not
+        finite, TypeError for what weights_only=True would not load, and leaves the older sets as they are whatever
+        fails.
         """
         if (self.folder / manifest_name(manifest.iteration)).exists():
             return manifest

@@ -48,6 +48,15 @@ def chosen_amp(amp: Literal["auto", "bf16"] | None, device: torch.device) -> Lit
     return amp
 
 
+def precision_name(amp: Literal["bf16"] | None, device: torch.device) -> str:
+    """The precision of a training step in words: torch's float32 convolutions are TF32 on GPUs from Ampere on."""
+    if amp is not None or device.type != "cuda":
+        return amp or "float32"
+    convolutions: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    is_tf32 = convolutions == "tf32" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "float32, convolutions in TF32" if is_tf32 else "float32"
+
+
 def _processor_facts() -> dict[str, str]:
     """What Linux says of one core, by its names; nothing elsewhere."""
     try:

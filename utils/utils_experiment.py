@@ -107,8 +107,8 @@ class Experiment:
             return None
         return self._dist.on_main(lambda: self._find_resume_point(parts))
 
-    def option_changes(self) -> list[str]:
-        """What the options of this launch change against those of the launch before, as "key: old -> new"."""
+    def changes(self) -> list[str]:
+        """What differs from the launch before, as "key: old -> new": options, and the commit of the code."""
         saved = saved_options(self.folder)
         if not saved:
             return []
@@ -116,7 +116,7 @@ class Experiment:
             old = json.loads(saved[-1].read_text(encoding="utf-8"))
         except ValueError:
             return [f"{saved[-1].name} is not readable, so changes of options are not known"]
-        return utils_option.changes(old, utils_option.to_dict(self.opt))
+        return [*utils_option.changes(old, utils_option.to_dict(self.opt)), *self._code_changes()]
 
     def save_options(self) -> None:
         """Write options/<stem>_<time>.json, which reproduces this launch."""
@@ -173,10 +173,10 @@ class Experiment:
     def finish(self, state: str) -> None:
         """Wait for the saves, and have status.json say how the launch ended: DONE, PREEMPTED or FAILED.
 
-        A run whose end is not on disk is FAILED, not DONE: the next launch makes up for it.
+        A launch whose end is not on disk is FAILED, whatever it was to be: the next one makes up for it.
         """
         self._writer.retry()
-        self._end_status("FAILED" if state == "DONE" and self._writer.failed else state)
+        self._end_status("FAILED" if self._writer.failed else state)
         self._has_finished = True
 
     def _find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
@@ -200,6 +200,11 @@ class Experiment:
         self._write_status("RUNNING")
         reached("resume point chosen", self.folder)
         return resume
+
+    def _code_changes(self) -> list[str]:
+        before = self._earlier_launches[-1].get("machine", {}) if self._earlier_launches else {}
+        old, new = before.get("code"), code_version()
+        return [f"code: commit {old[:12]} -> {new[:12]}"] if old and new and old != new else []
 
     def _start(self) -> None:
         try:

@@ -35,7 +35,7 @@ def resume_guarantee(
     afresh = [f"{part} starts afresh" for part in dict.fromkeys((*parts, "optimizerG")) if part not in resume.files]
     if changed := "; ".join(filter(None, [_differences(resume.manifest.machine, machine), *afresh])):
         return f"SAME-DATA: every sample once an epoch, same rates; the updates differ ({changed})"
-    return "EXACT: same ranks, threads, device and software as when it was saved"
+    return "EXACT: same ranks, threads, device, torch and NumPy as when it was saved"
 
 
 def _differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ class Classified:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG; drawn in memory first, so that a kill meanwhile leaves the file as it was."""
+    """Write a PNG; drawn in memory first, so that what cannot be drawn leaves the file as it was."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
     path.write_bytes(content.getvalue())
