@@ -9,9 +9,10 @@ from typing import Any
 from data.loaders import define_test_loaders, without_random
 from data.select_dataset import DataSource, synthetic_notice
 from data.train_stream import TrainStream
-from models.evaluate import evaluate, probe
+from models.evaluate import evaluate
 from models.model_plain import ModelPlain
 from models.portable_model import pack_model, train_record
+from models.probe import probe_test
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment
@@ -61,7 +62,7 @@ class Tester:
         for name, loader in self._loaders.items():
             try:
                 if (batch := loader.first(2)) is not None:
-                    probe(self._model, batch, self._opt.val.metrics, self._sources[name].num_classes)
+                    probe_test(self._model, batch, self._opt.val.metrics, self._sources[name].num_classes)
             except UserError as error:
                 raise type(error)(f"datasets.{name}: {error}") from error
 

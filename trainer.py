@@ -15,11 +15,13 @@ from data.select_dataset import DataSource, synthetic_notice
 from data.train_stream import TrainStream
 from models.learning_rate import learning_rate
 from models.model_plain import Batch, enabled_parts
+from models.probe import probe_training
 from models.select_model import define_model
 from models.select_network import check_fits_data
 from tester import Tester
 from utils.utils_device import device_name, precision_name, trains_faster_in_bf16
 from utils.utils_dist import Dist, leave_process_group
+from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
 from utils.utils_image import image_grid, is_picture
 from utils.utils_logger import print_block
@@ -85,15 +87,18 @@ class Trainer:
     def resume(self) -> None:
         """Load the resume point, or initialise a fresh run, and say where it stands."""
         accept = self.opt.resume.accept_changes
+        self._check_still_real(accept)
         parts = enabled_parts(self.opt.train)
         guarantee = resume_guarantee(self._resume, parts, self._stream_record, self._machine_record, accept)
         if self._has_work:
             first = _, micro_batches = next(self._loader)
             self._loader = itertools.chain([first], self._loader)  # only looked at here: it is trained on in its turn
-            self._dist.together(lambda: self.model.probe(micro_batches[0]))
+            self._dist.together(lambda: probe_training(self.model, micro_batches[0]))
             self.model.rebuild_buckets(micro_batches)
             self._dist.together(self.tests.probe)
         self.model.load(self._resume)
+        if self._has_work:
+            self._experiment.rehearse_save(self.model.state(), self._stream_record, self._machine_record)
         self.model.num_skipped_in_a_row = self._saved.num_skipped_in_a_row
         self.model.losses.sum, self.model.losses.count = self._saved.loss_sum, self._saved.num_losses
         self.model.update_learning_rate(max(self.start_iter, 1))
@@ -169,6 +174,15 @@ class Trainer:
     @property
     def _has_work(self) -> bool:
         return self.start_iter < self.total_iter and not self.tests.is_out_of_patience
+
+    def _check_still_real(self, accept: bool) -> None:
+        """UserError for a run on real samples that would go on with generated ones, because its data are missing."""
+        manifest = self._resume.manifest if self._resume else None
+        if manifest and manifest.stream.get("synthetic") is None and self._synthetic and not accept:
+            raise UserError(
+                f"The run learned from real samples until iteration {self.start_iter}, and would go on with "
+                f"{self._synthetic}. Bring the data back, or name their place in datasets.train.dataroot"
+            )
 
     def _warn_of_other_counts(self) -> None:
         """The iterations behind are not recounted when a batch or the data has another size."""

@@ -79,7 +79,7 @@ class TestLoader:
         if not len(samples):
             return None
         try:
-            raw = torch.utils.data.default_collate([self.source.dataset[int(sample)] for sample in samples])
+            raw = torch.utils.data.default_collate([_Samples(self.source)[int(sample)] for sample in samples])
         except UserError as error:
             raise SampleError(str(error)) from error
         return {**self._pipeline(_on_device(raw, self._dist.device), samples), "index": samples}
@@ -165,10 +165,26 @@ class _Names(Sequence[str]):
         return _Names(self._dataset, chosen) if isinstance(place, slice) else self._dataset.name(int(chosen))
 
 
+class _Samples:
+    """The samples of a data set; a file that cannot be read is a UserError that says which sample it belongs to."""
+
+    def __init__(self, source: DataSource) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source.dataset)
+
+    def __getitem__(self, index: int) -> Batch:
+        try:
+            return self._source.dataset[index]
+        except OSError as error:
+            raise UserError(f"datasets.{self._source.name}: sample {index} cannot be read: {error}") from error
+
+
 def _fetch_streamed(source: DataSource, drawn: Iterable[Indices], dist: Dist) -> Iterator[Batch]:
     num_workers = -(-source.options.dataloader_num_workers // dist.world_size)
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        source.dataset,  # type: ignore[arg-type]  # our protocol is all that DataLoader uses of a Dataset
+        _Samples(source),  # type: ignore[arg-type]  # what it has is all that DataLoader uses of a Dataset
         batch_sampler=(samples.tolist() for samples in drawn),
         num_workers=num_workers,
         worker_init_fn=ignore_stop_signals,

@@ -132,7 +132,9 @@ def _define_dataset(name: str, options: DatasetOptions) -> DataSource:
     dataset = DATASETS.build(options.dataset_type, arguments, dataroot=dataroot)
     if len(dataset) == 0:
         raise UserError(f"datasets.{name}: {dataroot} holds no samples")
-    return DataSource(name, dataset, options, synthetic)
+    source = DataSource(name, dataset, options, synthetic)
+    _check(source)
+    return source
 
 
 def define_datasets(opt: Options, dist: Dist) -> dict[str, DataSource]:
@@ -165,6 +167,26 @@ def synthetic_notice(sources: Iterable[DataSource]) -> str | None:
     """What to tell people when any data set is generated; None when all data is real."""
     notices = sorted({source.synthetic for source in sources if source.synthetic})
     return "; ".join(notices) or None
+
+
+def _check(source: DataSource) -> None:
+    """UserError for what a data set of somebody's own may get wrong and nobody would notice before it hurts."""
+    dataset, who = source.dataset, f"datasets.{source.name}: {source.options.dataset_type}"
+    if not isinstance(fingerprint := getattr(dataset, "fingerprint", None), str):
+        raise UserError(f"{who} has the fingerprint {fingerprint!r}; it must be a text that identifies its samples")
+    if not isinstance(dataset, ResidentDataset):
+        return
+    tensors = dataset.resident()
+    for key, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or len(value) != len(dataset):
+            found = f"{len(value)} rows" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+            raise UserError(f"{who}: resident()[{key!r}] is {found}; it must be a tensor of {len(dataset)} rows")
+    classes = tensors["target"]
+    if source.num_classes and classes.ndim == 1 and not classes.is_floating_point():
+        least, most = classes.min().item(), classes.max().item()
+        if least < 0 or most >= source.num_classes:
+            raise UserError(f"{who} has targets from {least} to {most}, and {source.num_classes} classes are 0 to "
+                            f"{source.num_classes - 1}")  # fmt: skip
 
 
 def _shared_keys(one: DataSource, other: DataSource) -> frozenset[str]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 
 from models.model_plain import Batch, ModelPlain
-from utils.utils_error import UserError
 from utils.utils_metric_sums import Metric
 from utils.utils_metrics import METRICS, MetricValue
 
@@ -25,7 +24,7 @@ def evaluate(
     `observe` is given each batch of this rank, its output and its target. `predict` stands in for `model.test`.
     """
     model.sync_buffers()
-    built = _build(metrics, num_classes, model.device)
+    built = build_metrics(metrics, num_classes, model.device)
     loss_sum, num_samples = torch.zeros((), dtype=torch.float64, device=model.device), 0
     for batch in loader:
         if should_stop():
@@ -47,23 +46,6 @@ def evaluate(
     return result
 
 
-def probe(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_classes: int | None = None) -> None:
-    """Send a few samples of a test through network, loss and metrics; UserError if they do not fit each other."""
-    try:
-        output = model.test(batch)
-        model.test_loss(output)
-        for name, metric in _build(metrics, num_classes, model.device).items():
-            metric.update(output, model.target)
-            if metric.compute().ndim and name == model.opt.val.best_metric:
-                raise UserError(f"val.best_metric: {name} has many values, and the best model needs a single number")
-    except (UserError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, IndexError, ValueError) as error:
-        raise UserError(
-            f"its samples do not fit netG ({model.opt.netG.net_type}), {model.opt.train.G_lossfn_type} or val.metrics: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-
-
-def _build(metrics: Sequence[str], num_classes: int | None, device: torch.device) -> dict[str, Metric]:
+def build_metrics(metrics: Sequence[str], num_classes: int | None, device: torch.device) -> dict[str, Metric]:
+    """The named metrics, on this device and with no sample yet."""
     return {name: METRICS.build(name, {}, num_classes=num_classes).to(device) for name in metrics}

@@ -3,6 +3,7 @@
 import bisect
 import math
 
+from utils.utils_error import UserError
 from utils.utils_option import TrainOptions
 from utils.utils_table import Table
 
@@ -51,10 +52,19 @@ SCHEDULES = Table(
 
 
 def learning_rate(current_iter: int, train: TrainOptions) -> float:
-    """The rate of iteration `current_iter` (1-based); the first G_scheduler_warmup_iter iterations climb linearly."""
+    """The rate of iteration `current_iter` (1-based); the first G_scheduler_warmup_iter iterations climb linearly.
+
+    UserError for a schedule that gives no rate.
+    """
     warm = train.G_scheduler_warmup_iter
-    factor = current_iter / (warm + 1) if current_iter <= warm else 1.0
-    return train.G_optimizer_lr * factor * SCHEDULES[train.G_scheduler_type](max(current_iter, warm + 1), train)
+    climbed = current_iter / (warm + 1) if current_iter <= warm else 1.0
+    factor = float(SCHEDULES[train.G_scheduler_type](max(current_iter, warm + 1), train))  # NumPy's would not be saved
+    if not 0 <= factor < math.inf:
+        raise UserError(
+            f"train.G_scheduler_type: {train.G_scheduler_type} gives the factor {factor} in iteration {current_iter}; "
+            "it must give a finite number, not below 0"
+        )
+    return train.G_optimizer_lr * climbed * factor
 
 
 def _half_cosine(step: int, length: int, train: TrainOptions) -> float:

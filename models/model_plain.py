@@ -17,6 +17,7 @@ from models.model_base import ModelBase, listing, load_network
 from models.moving_average import MovingAverage
 from models.optimizer import define_optimizer, load_optimizer
 from models.select_network import define_G
+from models.unsaved_buffers import UnsavedBuffers
 from utils.utils_checkpoint import ResumePoint
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
@@ -28,6 +29,11 @@ from utils.utils_state_file import load_state
 logger = logging.getLogger("longhaul")
 
 Batch = dict[str, Any]
+
+
+def copied(batch: Batch) -> Batch:
+    """A batch for a forward pass that is not trained on: a network may change its input in place."""
+    return {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in batch.items()}
 
 
 def without_targets(images: torch.Tensor) -> Batch:
@@ -58,9 +64,15 @@ class ModelPlain(ModelBase):
         # Built again, not copied: a network under torch.nn.utils.weight_norm cannot be.
         self.netE = self._first_net().eval().requires_grad_(False) if train.E_decay > 0 else None
         self.lossfn: nn.Module = LOSSES.build(train.G_lossfn_type, train.G_lossfn_args).to(self.device)
+        if learned := [name for name, _ in self.lossfn.named_parameters()]:
+            raise UserError(
+                f"train.G_lossfn_type: {train.G_lossfn_type} has parameters ({listing(learned)}), which nobody trains "
+                "or saves; put them into the network, or make them buffers"
+            )
         self.optimizer = define_optimizer(self.netG, train)
         self._wrapped = self.wrap(self.netG)
         self._parameters = [parameter for parameter in self.netG.parameters() if parameter.requires_grad]
+        self._unsaved = UnsavedBuffers(self.netG, self.lossfn)
         self._average = MovingAverage(self.netE, self.netG) if self.netE is not None else None
         self.num_skipped_in_a_row = 0
         """Steps that `train.nonfinite: "skip"` has left out since the last one that was taken."""
@@ -111,7 +123,7 @@ class ModelPlain(ModelBase):
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._accumulate_gradients(micro_batches)
         if may_skip and self._is_skipped(loss, current_iter):
-            self._restore_buffers(buffers)
+            self.restore_buffers(buffers)
             return
         self.losses.add(loss)
         if clip := self.opt.train.G_optimizer_clipgrad:
@@ -123,19 +135,6 @@ class ModelPlain(ModelBase):
         if self._average is not None:
             self._average.update(min(self.opt.train.E_decay, (1 + current_iter) / (10 + current_iter)))
 
-    def probe(self, batch: Batch) -> None:
-        """Send two samples through the network and the loss; UserError if they do not fit each other."""
-        try:
-            self.test_loss(self.test({key: value[:2] for key, value in batch.items()}))
-        except (UserError, torch.OutOfMemoryError):
-            raise
-        except (RuntimeError, IndexError, ValueError) as error:
-            shape = tuple(batch["input"].shape[1:])
-            raise UserError(
-                f"netG ({self.opt.netG.net_type}) and {self.opt.train.G_lossfn_type} do not fit the data, whose inputs "
-                f"are {shape}: {str(error).splitlines()[0]}; check the arguments of netG and the loss"
-            ) from error
-
     def rebuild_buckets(self, micro_batches: Sequence[Batch]) -> None:
         """One throw-away pass before the state is loaded. Collective.
 
@@ -146,10 +145,10 @@ class ModelPlain(ModelBase):
         if self.dist.world_size == 1:
             return
         buffers = [buffer.clone() for buffer in self.netG.buffers()]
-        self._accumulate_gradients(micro_batches)
+        self._accumulate_gradients([copied(batch) for batch in micro_batches])
         self.dist.together(self._check_all_are_used)
         self.optimizer.zero_grad(set_to_none=True)
-        self._restore_buffers(buffers)
+        self.restore_buffers(buffers)
 
     # Testing.
 
@@ -201,6 +200,7 @@ class ModelPlain(ModelBase):
 
     def state(self) -> dict[str, Any]:
         """Everything that a resume needs and the iteration does not give, by part: G, E, optimizerG."""
+        self._unsaved.warn_if_changed()
         parts: dict[str, Any] = {"G": self.netG.state_dict()}
         if self.netE is not None:
             parts["E"] = self.netE.state_dict()
@@ -278,7 +278,8 @@ class ModelPlain(ModelBase):
         return True
 
     @torch.no_grad()
-    def _restore_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
+    def restore_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
+        """Give netG's buffers the values that they had before a forward pass."""
         for buffer, before in zip(self.netG.buffers(), buffers, strict=True):  # they may be others than before
             buffer.copy_(before)
 

@@ -17,7 +17,8 @@ class MovingAverage:
     """Moves the tensors of one network towards those of another, in two calls however many there are.
 
     Batch norm statistics are averaged like the weights: those of the source's latest batches belong to other weights.
-    What is no float, such as batch norm's counters, is copied. The first update moves both networks' tensors into one
+    What is no float, such as batch norm's counters, is copied, and so is a buffer that holds infinity at the first
+    update, such as an attention mask: its average would be NaN. The first update moves both networks' tensors into one
     buffer a type, because most of those of a small network are so small that a call costs more than they do.
     """
 
@@ -26,6 +27,7 @@ class MovingAverage:
         self._must_list_again = has_own_buffers(source)
         self._parameters: list[nn.Parameter] = []
         self._places: list[int] = []
+        self._infinite: set[int] = set()
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
@@ -43,7 +45,10 @@ class MovingAverage:
     def _begin(self) -> None:
         pairs = self._pairs()
         self._parameters = list(self._nets[1].parameters())
-        if not self._must_list_again and all(map(_fill_storages_of_their_own, zip(*pairs, strict=True))):
+        first_buffer = len(self._parameters)
+        self._infinite = {place for place in range(first_buffer, len(pairs)) if not pairs[place][1].isfinite().all()}
+        may_move = not self._must_list_again and not self._infinite
+        if may_move and all(map(_fill_storages_of_their_own, zip(*pairs, strict=True))):
             pairs = _move_together(pairs)
         self._list(pairs)
         self._places = self._find_places()
@@ -56,8 +61,9 @@ class MovingAverage:
         return list(zip(average, source, strict=True))
 
     def _list(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        floats = [(mean.detach(), value.detach()) for mean, value in pairs if value.is_floating_point()]
-        others = [(mean.detach(), value.detach()) for mean, value in pairs if not value.is_floating_point()]
+        copied = self._infinite | {place for place, (_, value) in enumerate(pairs) if not value.is_floating_point()}
+        floats = [(mean.detach(), value.detach()) for place, (mean, value) in enumerate(pairs) if place not in copied]
+        others = [(mean.detach(), value.detach()) for place, (mean, value) in enumerate(pairs) if place in copied]
         self._averages, self._sources = [mean for mean, _ in floats], [value for _, value in floats]
         self._copies, self._originals = [mean for mean, _ in others], [value for _, value in others]
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 import torch.nn as nn
 
+from utils.utils_error import UserError
 from utils.utils_option import TrainOptions
 from utils.utils_table import Table
 
@@ -63,6 +64,10 @@ def define_optimizer(net: nn.Module, train: TrainOptions) -> torch.optim.Optimiz
     (norms and biases) form a second group that does not decay. Each group carries its `param_names`.
     """
     named = [(name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad]
+    if not named:
+        raise UserError("netG: no parameter is trained; it has none, or all are frozen")
+    if unknown := [name for name, parameter in named if not parameter.is_floating_point()]:
+        raise UserError(f"netG: {unknown[0]!r} is {net.get_parameter(unknown[0]).dtype}; only real numbers are trained")
     decay = train.G_optimizer_wd
     if not decay:
         groups: Groups = [{"params": named, "weight_decay": 0.0}]

@@ -37,4 +37,10 @@ def define_G(options: NetOptions) -> nn.Module:
     except (ValueError, RuntimeError) as error:  # a network, or torch, refuses arguments
         raise UserError(f"netG ({options.net_type}): {error}") from error
     assert isinstance(net, nn.Module), f"{options.net_type} is not an nn.Module"
+    for name, parameter in net.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise UserError(
+                f"netG ({options.net_type}): {name!r} has no shape before the first forward pass; give the layer its "
+                "sizes, or send one input through it in the constructor"
+            )
     return net

@@ -362,7 +362,8 @@ def test_the_first_rank_of_each_machine_says_why_it_stops(new_run: NewRun) -> No
         (
             {"WORLD_SIZE": "2"},
             2,
-            "WORLD_SIZE is 2 in the environment, which lacks RANK and MASTER_ADDR",
+            "WORLD_SIZE is 2 in the environment, which lacks RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, "
+            "MASTER_PORT:",
         ),
         ({"WORLD_SIZE": "1"}, 0, "ranks 1"),
         ({"RANK": "1"}, 0, "ranks 1"),

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
-from models.evaluate import evaluate, probe
+from models.evaluate import evaluate
+from models.probe import probe_test, probe_training
 from tests import evaluate_on_ranks
 from tests.evaluate_on_ranks import METRIC_NAMES, NUM_CLASSES, SIZES
 from tests.helpers import free_port
@@ -181,11 +182,11 @@ def test_a_best_metric_of_many_values_is_refused_before_training(monkeypatch: py
     batch = {"input": torch.rand(2, 1, 48, 48), "target": torch.tensor([0, 1]), "name": ["a", "b"]}
     model = evaluate_on_ranks.model()
     names = ["accuracy", "precision_per_class"]
-    probe(model, batch, names, NUM_CLASSES)
+    probe_test(model, batch, names, NUM_CLASSES)
     val = model.opt.val.model_copy(update={"best_metric": "precision_per_class"})
     model.opt = model.opt.model_copy(update={"val": val})
     with pytest.raises(UserError, match=r"val\.best_metric: precision_per_class has many values"):
-        probe(model, batch, names, NUM_CLASSES)
+        probe_test(model, batch, names, NUM_CLASSES)
 
 
 @pytest.mark.parametrize("error", [UserError("give one weight a joint"), torch.OutOfMemoryError("2 GiB are missing")])
@@ -199,7 +200,7 @@ def test_a_probe_does_not_blame_the_options_for_what_is_known_better(
     batch = {"input": torch.rand(2, 1, 48, 48), "target": torch.tensor([0, 1]), "name": ["a", "b"]}
     model = evaluate_on_ranks.model()
     monkeypatch.setattr(model, "lossfn", Failing())
-    for look in (lambda: model.probe(batch), lambda: probe(model, batch, METRIC_NAMES, NUM_CLASSES)):
+    for look in (lambda: probe_training(model, batch), lambda: probe_test(model, batch, METRIC_NAMES, NUM_CLASSES)):
         with pytest.raises(type(error)) as caught:
             look()
         assert caught.value is error

@@ -73,6 +73,24 @@ def test_average_by_its_formula(network: Callable[[], nn.Module]) -> None:
         assert_equal(values(average), expected)
 
 
+def test_a_mask_of_infinities_is_copied() -> None:
+    """Beside a buffer that is averaged, and with somebody's own buffers listed anew in each update."""
+    source = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    source.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    source.register_buffer("scale", torch.tensor([1.0, 2.0]))
+    average = copy.deepcopy(source)
+    moving = MovingAverage(average, source)
+    moving.update(DECAY)
+    before = values(average)
+    source.get_buffer("scale").mul_(3)
+    source.get_buffer("mask").fill_(torch.inf)
+    moving.update(DECAY)
+    expected = {name: averaged(before[name], value) for name, value in values(source).items() if name != "mask"}
+    found = values(average)
+    assert_equal({name: value for name, value in found.items() if name != "mask"}, expected)
+    assert found["mask"].tolist() == [torch.inf] * 2
+
+
 @pytest.mark.parametrize("network", [channels_last, several_types, with_gaps])
 def test_whoever_holds_a_tensor_still_holds_it(network: Callable[[], nn.Module]) -> None:
     source = network()

@@ -62,7 +62,7 @@ def test_a_skipped_step_leaves_no_trace(bad: tuple[int, ...], value: float) -> N
 
 
 def test_statistics_that_are_not_restored_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ModelPlain, "_restore_buffers", lambda *_: None)
+    monkeypatch.setattr(ModelPlain, "restore_buffers", lambda *_: None)
     state = flat(train(model_of(**SKIP), [3]).state())
     assert not all(tensor.isfinite().all() for tensor in state.values())
 

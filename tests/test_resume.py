@@ -372,6 +372,24 @@ def test_another_seed_or_other_data_are_refused(new_run: NewRun, tmp_path: Path,
     assert "resume.accept_changes=true" in refused.output
 
 
+def test_a_real_run_does_not_go_on_with_generated_samples(new_run: NewRun, tmp_path: Path) -> None:
+    csv = Path(tiny_csv(tmp_path))
+    run = new_run(
+        datasets__train__dataroot=str(csv),
+        datasets__train__fallback={"dataset_type": "synthetic_faces", "num_training": 20, "num_public_test": 8,
+                                   "num_private_test": 8},
+    )  # fmt: skip
+    run.launch(accidents=[kill("step", 5, signal.SIGTERM)])
+    away = csv.rename(tmp_path / "away.csv")
+    ended = run.launch()
+    assert ended.status == 2
+    assert "The run learned from real samples until iteration 5, and would go on with synthetic_faces" in ended.output
+    assert f"there is no fer2013 data at {csv}" in ended.output
+    assert "accept_changes" not in ended.output
+    away.rename(csv)
+    assert "EXACT" in run.launch().output
+
+
 def test_a_seed_that_was_drawn_is_kept_over_a_resume(new_run: NewRun) -> None:
     run = new_run(train__manual_seed=None)
     run.launch(accidents=[kill("step", 6, signal.SIGTERM)])

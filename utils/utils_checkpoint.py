@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from utils.utils_file import (
     sha256_of,
     temporary_file,
 )
-from utils.utils_state_file import FileRecord, check_finite, crc_damage, has_crc, tensors_in, write_state
+from utils.utils_state_file import FileRecord, check_finite, crc_damage, has_crc, tensors_in, without_data, write_state
 
 logger = logging.getLogger("longhaul")
 
@@ -106,6 +107,22 @@ class CheckpointFolder:
             except OSError as error:  # the set is committed all the same
                 logger.warning("An old checkpoint set could not be removed: %s", error)
         return committed
+
+    def rehearse(self, states: Mapping[str, Any], manifest: Manifest) -> None:
+        """UserError for what `commit` would refuse whatever the disk; the data of the tensors are not written."""
+        try:
+            _manifest_text(manifest)
+            for part, state in states.items():
+                with tempfile.NamedTemporaryFile() as file:
+                    write_state(file, part, without_data(state))
+                check_finite(part, state)
+        except TypeError as error:
+            raise UserError(f"No checkpoint set of this run could be saved: {error}") from error
+        except FloatingPointError as error:
+            raise UserError(
+                f"No checkpoint set of this run could be saved: {error}; a mask of infinities is a buffer with "
+                "persistent=False"
+            ) from error
 
     def find_resume_point(self, parts: Sequence[str], began_at: int | None = None) -> ResumePoint | None:
         """The newest set that verifies, or None; `parts` are the enabled ones among PARTS.

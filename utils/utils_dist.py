@@ -219,7 +219,7 @@ def _init_process_group(backend: str) -> None:
 def _check_not_half_launched() -> None:
     """UserError for one of several ranks that would train alone, beside the others, in their folder."""
     if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
-        missing = " and ".join(name for name in _LAUNCHER_VARIABLES if name not in os.environ)
+        missing = ", ".join(name for name in _LAUNCHER_VARIABLES if name not in os.environ)
         raise UserError(
             f"WORLD_SIZE is {ranks} in the environment, which lacks {missing}: "
             "launch with torchrun, or unset WORLD_SIZE to train alone"

@@ -132,6 +132,11 @@ class Experiment:
         except OSError as error:  # a full disk must not end a run that could still finish
             logger.error("The options of this launch could not be written: %s", error)
 
+    def rehearse_save(self, states: Mapping[str, Any], stream: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+        """UserError if no set of such states could be saved, which would be known hours later. Collective."""
+        manifest = Manifest(0, 0, "", {}, dataclasses.asdict(Progress()), stream, machine, "")
+        self._dist.on_main(lambda: self._checkpoints.rehearse(states, manifest))
+
     def save_set(
         self, current_iter: int, epoch: int, reason: str, progress: Progress, states: Mapping[str, Any],
         stream: Mapping[str, Any], machine: Mapping[str, Any],

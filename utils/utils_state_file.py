@@ -3,6 +3,7 @@
 The only place that calls torch.save and torch.load.
 """
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -119,7 +120,7 @@ def check_finite(name: str, state: Any) -> None:
     """Raise FloatingPointError, naming the first tensor of `state` that holds NaN or infinity."""
     for place, tensor in tensors_in(state):
         if (tensor.is_floating_point() or tensor.is_complex()) and not _is_finite(tensor.detach()):
-            raise FloatingPointError(f"{name} would hold non-finite values in {place or 'it'}; it was not saved")
+            raise FloatingPointError(f"{name} would hold non-finite values in {place or 'it'}")
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:
@@ -127,6 +128,15 @@ def _is_finite(tensor: torch.Tensor) -> bool:
         tensor = tensor.float()
     # NaN and infinity stay in a sum, which takes a tenth of the time; large values may overflow it, and are looked at.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def without_data(state: Any) -> Any:
+    """A state like this one, with empty tensors: what it would be to `write_state`, but for its size."""
+    if isinstance(state, torch.Tensor):
+        return state.new_empty(0)
+    if type(state) in (dict, collections.OrderedDict):
+        return {key: without_data(value) for key, value in state.items()}
+    return [without_data(each) for each in state] if type(state) in (list, tuple) else state
 
 
 def tensors_in(state: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,0 +1,71 @@
+"""A look at network, loss and metrics before hours of training lead to the place where they do not fit."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from models.evaluate import build_metrics
+from models.model_plain import Batch, ModelPlain, copied
+from utils.utils_error import UserError
+
+
+def probe_training(model: ModelPlain, batch: Batch) -> None:
+    """Send a batch through network and loss; UserError if they do not fit it. Leaves no trace."""
+    net, loss, shape = model.opt.netG.net_type, model.opt.train.G_lossfn_type, tuple(batch["input"].shape[1:])
+    misfit = f"netG ({net}) and {loss} do not fit the data, whose inputs are {shape}"
+    with _explained(misfit, "; check the arguments of netG and the loss"):
+        buffers = [buffer.clone() for buffer in model.netG.buffers()]
+        model.feed_data(copied(batch))
+        with model.autocast():
+            output: object = model.netG_forward(model.netG)
+        if not isinstance(output, torch.Tensor):
+            raise UserError(
+                f"netG ({net}) answers with a {type(output).__name__}, and model: {model.opt.model} takes one tensor; "
+                "return that, or override netG_forward in a model of your own"
+            )
+        _check_loss(loss, model.lossfn(output.float(), model.target))
+        model.restore_buffers(buffers)
+        model.test_loss(model.test({key: value[:2] for key, value in copied(batch).items()}))
+
+
+def probe_test(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_classes: int | None = None) -> None:
+    """Send a few samples of a test through network, loss and metrics; UserError if they do not fit each other."""
+    net, loss = model.opt.netG.net_type, model.opt.train.G_lossfn_type
+    with _explained(f"its samples do not fit netG ({net}), {loss} or val.metrics"):
+        output = model.test(batch)
+        model.test_loss(output)
+        for name, metric in build_metrics(metrics, num_classes, model.device).items():
+            metric.update(output, model.target)
+            value: object = metric.compute()
+            if not isinstance(value, torch.Tensor):
+                raise UserError(f"val.metrics: {name} computes a {type(value).__name__}, and must compute a tensor")
+            if value.ndim and name == model.opt.val.best_metric:
+                raise UserError(f"val.best_metric: {name} has many values, and the best model needs a single number")
+
+
+def _check_loss(name: str, loss: object) -> None:
+    if not isinstance(loss, torch.Tensor) or loss.ndim:
+        found = (
+            f"of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else f"that is a {type(loss).__name__}"
+        )
+        raise UserError(
+            f"train.G_lossfn_type: {name} gives a loss {found}; it must give a tensor without dimensions, the mean "
+            "over the batch"
+        )
+    if not loss.requires_grad:
+        raise UserError(
+            f"train.G_lossfn_type: {name} gives a loss that depends on no parameter of netG that is trained; is there "
+            "a detach(), item() or no_grad() on the way?"
+        )
+
+
+@contextlib.contextmanager
+def _explained(misfit: str, remedy: str = "") -> Iterator[None]:
+    """A UserError for what torch raises where shapes do not fit."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise UserError(f"{misfit}: {str(error).splitlines()[0]}{remedy}") from error

@@ -1,0 +1,327 @@
+"""What a user's own network, loss, schedule or data set may do, and what it is told that it may not."""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import main_train
+from data.select_dataset import DATASETS
+from models import probe
+from models.learning_rate import SCHEDULES
+from models.loss import LOSSES
+from models.select_network import NETWORKS
+from tests.helpers import changed, tiny_option_mapping, write_options
+from utils.utils_metrics import METRICS
+
+NUM_SAMPLES, NUM_CLASSES, LAST = 24, 3, 6
+
+Launch = Callable[..., int]
+
+
+class Numbers:
+    """Resident samples (64,) of three classes; a subclass spoils one thing."""
+
+    class_names = ("none", "one", "two")
+
+    def __init__(self, dataroot: str, split: str = "train") -> None:
+        self.fingerprint: Any = f"{dataroot} {split}"
+        generator = torch.Generator().manual_seed(len(split))
+        self._input = torch.rand(NUM_SAMPLES, 64, generator=generator)
+        self._target = torch.arange(NUM_SAMPLES) % NUM_CLASSES
+
+    @staticmethod
+    def is_available(dataroot: str) -> bool:
+        return bool(dataroot)
+
+    def __len__(self) -> int:
+        return NUM_SAMPLES
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input": self._input[index], "target": self._target[index], "name": str(index)}
+
+
+class Resident(Numbers):
+    def resident(self) -> dict[str, Any]:
+        return {"input": self._input, "target": self._target}
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+
+class Linear(nn.Module):
+    """A linear classifier; a subclass does one thing more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, NUM_CLASSES)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x)
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
+    """Train on Resident with Linear and cross entropy, or with the parts given; returns the exit status."""
+
+    def launch(
+        task: str = "own", data: type = Resident, net: type = Linear,
+        loss: Callable[[], nn.Module] = nn.CrossEntropyLoss,
+        schedule: Callable[[int, Any], Any] = lambda _iter, _train: 1.0,
+        metric: type | None = None, **more: Any,
+    ) -> int:  # fmt: skip
+        parts = [(DATASETS, data), (NETWORKS, net), (LOSSES, loss), (SCHEDULES, schedule)]
+        for table, part in [*parts, *([(METRICS, metric)] if metric else [])]:
+            monkeypatch.setattr(table, "_entries", {**table._entries, "own": part})  # type: ignore[attr-defined]
+        options = changed(
+            tiny_option_mapping(tmp_path, csv="unused"), task=task, netG={"net_type": "own"},
+            datasets={
+                "train": {"dataset_type": "own", "dataroot": "x", "split": "train", "dataloader_batch_size": 8},
+                "test": {"split": "test"},
+            },
+            val={"metrics": ["accuracy", *(["own"] if metric else [])], "best_metric": "accuracy", "save_img": False},
+            train__G_lossfn_type="own", train__G_lossfn_args={}, train__G_scheduler_type="own",
+            train__total_iter=LAST,
+        )  # fmt: skip
+        options = changed(options, **more)
+        monkeypatch.setattr(sys, "argv", ["main_train.py", "-opt", str(write_options(options, tmp_path / "o.json"))])
+        return main_train.main()
+
+    return launch
+
+
+def refused(launch: Launch, capsys: pytest.CaptureFixture[str], **parts: Any) -> str:
+    """What a launch says that ends before it trains."""
+    assert launch(**parts) == 2
+    said = capsys.readouterr()
+    assert "iter:" not in said.out + said.err
+    return said.out + said.err
+
+
+def files(folder: Path) -> Mapping[str, bytes]:
+    return {part: (folder / "models" / f"{LAST}_{part}.pth").read_bytes() for part in ("G", "E", "optimizerG")}
+
+
+class Shifting(Linear):
+    """Writes to its input."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x.sub_(0.5).mul_(4))
+
+
+def test_a_network_that_writes_to_its_input_resumes_exactly(launch: Launch, tmp_path: Path) -> None:
+    assert launch("whole", net=Shifting) == 0
+    assert launch("parts", net=Shifting, train__total_iter=3) == 0
+    assert launch("parts", net=Shifting) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_a_probe_on_what_is_trained_on_would_be_noticed(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "copied", dict)
+    with pytest.raises(AssertionError):
+        test_a_network_that_writes_to_its_input_resumes_exactly(launch, tmp_path)
+
+
+class Masked(Linear):
+    persistent = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf]), persistent=self.persistent)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x) + self.get_buffer("mask").nan_to_num(neginf=-9.0)
+
+
+class MaskedInNoFile(Masked):
+    persistent = False
+
+
+def test_what_no_set_could_hold_is_refused_before_training(
+    launch: Launch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    said = refused(launch, capsys, net=Masked)
+    assert "No checkpoint set of this run could be saved: G would hold non-finite values in mask" in said
+    assert "persistent=False" in said
+    assert launch(net=MaskedInNoFile) == 0
+    assert all(value.isfinite().all() for value in torch.load(tmp_path / "own/models/6_E.pth").values())
+    assert "test_loss: nan" not in (tmp_path / "own" / "train.log").read_text().lower()
+
+
+def test_a_schedule_may_give_numpy_s_numbers(launch: Launch, tmp_path: Path) -> None:
+    assert launch(schedule=lambda current_iter, _train: np.cos(np.float32(current_iter / 10))) == 0
+    assert (tmp_path / "own" / "models" / "6_manifest.json").exists()
+
+
+@pytest.mark.parametrize("factor", [float("nan"), -0.1, float("inf")])
+def test_a_schedule_that_gives_no_rate_is_named(
+    launch: Launch, capsys: pytest.CaptureFixture[str], factor: float
+) -> None:
+    assert launch(schedule=lambda current_iter, _train: 1.0 if current_iter < 4 else factor) == 2
+    said = capsys.readouterr()
+    assert f"train.G_scheduler_type: own gives the factor {factor} in iteration 4" in said.out + said.err
+
+
+class WithFingerprint(Resident):
+    given: Any = None
+
+    def __init__(self, dataroot: str, split: str = "train") -> None:
+        super().__init__(dataroot, split)
+        self.fingerprint = self.given
+
+
+@pytest.mark.parametrize("given", [("train", 24), b"train", None])
+def test_a_fingerprint_is_a_text(
+    launch: Launch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    monkeypatch.setattr(WithFingerprint, "given", given)
+    assert f"own has the fingerprint {given!r}; it must be a text" in refused(launch, capsys, data=WithFingerprint)
+
+
+class FromOne(Resident):
+    def resident(self) -> dict[str, Any]:
+        return {"input": self._input, "target": self._target + 1}
+
+
+class TooShort(Resident):
+    def resident(self) -> dict[str, Any]:
+        return {"input": self._input[:20], "target": self._target}
+
+
+class Arrays(Resident):
+    def resident(self) -> dict[str, Any]:
+        return {"input": self._input.numpy(), "target": self._target}
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (FromOne, "targets from 1 to 3, and 3 classes are 0 to 2"),
+        (TooShort, "resident()['input'] is 20 rows; it must be a tensor of 24 rows"),
+        (Arrays, "resident()['input'] is a ndarray; it must be a tensor of 24 rows"),
+    ],
+)
+def test_what_a_data_set_hands_over_is_looked_at(
+    launch: Launch, capsys: pytest.CaptureFixture[str], data: type, named: str
+) -> None:
+    assert named in refused(launch, capsys, data=data)
+
+
+class Unreadable(Numbers):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 5:
+            raise FileNotFoundError(2, "No such file or directory", "five.jpg")
+        return super().__getitem__(index)
+
+
+def test_a_sample_that_cannot_be_read_is_named(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(data=Unreadable) == 2
+    said = capsys.readouterr()
+    assert "sample 5 cannot be read: [Errno 2] No such file or directory: 'five.jpg'" in said.out + said.err
+    assert "Traceback" not in said.out + said.err
+
+
+class Pair(Linear):
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x), x
+
+
+class Detached(Linear):
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x).detach()
+
+
+class Frozen(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+
+
+class Complex(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.ones(1, dtype=torch.complex64))
+
+
+class Lazy(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(NUM_CLASSES)
+
+
+class EachSample(nn.CrossEntropyLoss):
+    def __init__(self) -> None:
+        super().__init__(reduction="none")
+
+
+class AsNumber(nn.CrossEntropyLoss):
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> Any:
+        return super().forward(output, target).item()
+
+
+class Learned(nn.CrossEntropyLoss):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+class AsText:
+    def update(self, output: torch.Tensor, target: torch.Tensor) -> None: ...
+
+    def to(self, _device: torch.device) -> "AsText":
+        return self
+
+    def compute(self, _sum: Any = None) -> Any:
+        return "good"
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"net": Pair}, "netG (own) answers with a tuple, and model: plain takes one tensor"),
+        ({"net": Detached}, "depends on no parameter of netG that is trained"),
+        ({"net": Frozen}, "netG: no parameter is trained"),
+        ({"net": Complex}, "netG: 'turn' is torch.complex64"),
+        ({"net": Lazy}, "netG (own): 'layer.weight' has no shape before the first forward pass"),
+        ({"loss": EachSample}, "own gives a loss of shape (4,)"),
+        ({"loss": AsNumber}, "own gives a loss that is a float"),
+        ({"loss": Learned}, "own has parameters ('scale'), which nobody trains"),
+        ({"metric": AsText}, "val.metrics: own computes a str"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_our_words(
+    launch: Launch, capsys: pytest.CaptureFixture[str], parts: dict[str, type], named: str
+) -> None:
+    assert named in refused(launch, capsys, **parts)
+
+
+class RunningMean(nn.CrossEntropyLoss):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        self.get_buffer("mean").lerp_(output.detach().mean(), 0.1)
+        return super().forward(output, target)
+
+
+class ClassWeights(nn.CrossEntropyLoss):
+    def __init__(self) -> None:
+        super().__init__(weight=torch.ones(NUM_CLASSES))
+
+
+@pytest.mark.parametrize(("loss", "times"), [(RunningMean, 1), (ClassWeights, 0)])
+def test_what_changes_and_is_in_no_file_is_named_once(
+    launch: Launch, tmp_path: Path, loss: Callable[[], nn.Module], times: int
+) -> None:
+    assert launch(loss=loss) == 0
+    log = (tmp_path / "own" / "train.log").read_text()
+    assert log.count("lossfn.mean': changed in training and in no file") == times
+    assert log.count("changed in training") == times
