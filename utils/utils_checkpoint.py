@@ -123,6 +123,8 @@ class CheckpointFolder:
                 f"No checkpoint set of this run could be saved: {error}; a mask of infinities is a buffer with "
                 "persistent=False"
             ) from error
+        except OSError:  # there is no room for temporary files, which a run can do without
+            logger.debug("no rehearsal of a save", exc_info=True)
 
     def find_resume_point(self, parts: Sequence[str], began_at: int | None = None) -> ResumePoint | None:
         """The newest set that verifies, or None; `parts` are the enabled ones among PARTS.
