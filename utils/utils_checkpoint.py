@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from utils.utils_file import (
     sha256_of,
     temporary_file,
 )
-from utils.utils_state_file import FileRecord, check_finite, crc_damage, has_crc, tensors_in, without_data, write_state
+from utils.utils_state_file import FileRecord, check_finite, check_savable, crc_damage, has_crc, tensors_in, write_state
 
 logger = logging.getLogger("longhaul")
 
@@ -109,13 +108,11 @@ class CheckpointFolder:
         return committed
 
     def rehearse(self, states: Mapping[str, Any], manifest: Manifest) -> None:
-        """UserError for what `commit` would refuse whatever the disk; the data of the tensors are not written."""
+        """UserError for what `commit` would refuse whatever the disk; writes nothing."""
         try:
             _manifest_text(manifest)
             for part, state in states.items():
-                with tempfile.NamedTemporaryFile() as file:
-                    write_state(file, part, without_data(state))
-                check_finite(part, state)
+                check_savable(part, state)
         except TypeError as error:
             raise UserError(f"No checkpoint set of this run could be saved: {error}") from error
         except FloatingPointError as error:
@@ -123,8 +120,6 @@ class CheckpointFolder:
                 f"No checkpoint set of this run could be saved: {error}; a mask of infinities is a buffer with "
                 "persistent=False"
             ) from error
-        except OSError:  # there is no room for temporary files, which a run can do without
-            logger.debug("no rehearsal of a save", exc_info=True)
 
     def find_resume_point(self, parts: Sequence[str], began_at: int | None = None) -> ResumePoint | None:
         """The newest set that verifies, or None; `parts` are the enabled ones among PARTS.

@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import hashlib
+import io
 import pickle
 import zipfile
 import zlib
@@ -111,9 +112,22 @@ def write_state(file: IO[bytes], name: str, state: Any, with_crc: bool = True) -
         torch.serialization.set_crc32_options(computes_crc)
     hashing.flush()
     # A wrong object must fail here, named, and not when the run wants to resume from it.
-    if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file.name):
-        raise TypeError(f"{name} would hold {', '.join(map(str, unsafe))}, which weights_only=True refuses to load")
+    _check_loadable(name, file.name)
     return FileRecord(name, hashing.bytes, hashing.hexdigest())
+
+
+def check_savable(name: str, state: Any) -> None:
+    """TypeError or FloatingPointError for what can be neither saved nor resumed from; writes nothing."""
+    file = io.BytesIO()
+    torch.save(_without_data(state), file)
+    file.seek(0)
+    _check_loadable(name, file)
+    check_finite(name, state)
+
+
+def _check_loadable(name: str, file: str | IO[bytes]) -> None:
+    if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file):
+        raise TypeError(f"{name} would hold {', '.join(map(str, unsafe))}, which weights_only=True refuses to load")
 
 
 def check_finite(name: str, state: Any) -> None:
@@ -123,20 +137,20 @@ def check_finite(name: str, state: Any) -> None:
             raise FloatingPointError(f"{name} would hold non-finite values in {place or 'it'}")
 
 
+def _without_data(state: Any) -> Any:
+    """A state like this one, with empty tensors: what it would be to torch.save, but for its size."""
+    if isinstance(state, torch.Tensor):
+        return state.new_empty(0)
+    if type(state) in (dict, collections.OrderedDict):
+        return {key: _without_data(value) for key, value in state.items()}
+    return [_without_data(each) for each in state] if type(state) in (list, tuple) else state
+
+
 def _is_finite(tensor: torch.Tensor) -> bool:
     if tensor.itemsize == 1:  # float8 has no sum
         tensor = tensor.float()
     # NaN and infinity stay in a sum, which takes a tenth of the time; large values may overflow it, and are looked at.
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
-
-
-def without_data(state: Any) -> Any:
-    """A state like this one, with empty tensors: what it would be to `write_state`, but for its size."""
-    if isinstance(state, torch.Tensor):
-        return state.new_empty(0)
-    if type(state) in (dict, collections.OrderedDict):
-        return {key: without_data(value) for key, value in state.items()}
-    return [without_data(each) for each in state] if type(state) in (list, tuple) else state
 
 
 def tensors_in(state: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
