@@ -217,6 +217,18 @@ def test_module_versions_of_a_state_dict_are_kept(tmp_path: Path) -> None:
     assert loaded["net"]._metadata == weights._metadata
 
 
+def test_a_scheduler_with_counted_milestones_is_the_same_after_two_saves(tmp_path: Path) -> None:
+    optimizer = torch.optim.SGD(torch.nn.Linear(1, 1).parameters())
+    saved = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4, 4]).state_dict()
+    loaded: Any = {"scheduler": saved}
+    for epoch in range(2):
+        manager = manager_with(tmp_path)
+        manager.save_epoch_checkpoint(loaded, epoch)
+        loaded = manager.load_latest_checkpoint()
+    assert isinstance(saved["milestones"], collections.Counter)
+    assert same(loaded["scheduler"], saved)
+
+
 def test_the_metric_is_stored_with_the_best_model(tmp_path: Path) -> None:
     manager = CheckpointManager(tmp_path)
     content = state(1)

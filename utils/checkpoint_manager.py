@@ -167,7 +167,8 @@ def _moved(value: Any, device: torch.device) -> Any:
             return value.to(device)
     if isinstance(value, dict):
         copied = copy.copy(value)  # keeps a state dict's module versions (_metadata), unlike dict(value)
-        copied.update((key, _moved(each, device)) for key, each in value.items())
+        for key, each in value.items():  # not update(), which counts in a Counter
+            copied[key] = _moved(each, device)
         return copied
     if type(value) in (list, tuple):
         return type(value)(_moved(each, device) for each in value)
