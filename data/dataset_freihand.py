@@ -1,7 +1,9 @@
 """FreiHAND: photographs of right hands with 21 joints in 3D (Zimmermann et al., ICCV 2019), version 2."""
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from utils.utils_error import UserError
-from utils.utils_file import sha256_of
+from utils.utils_file import cache_paths, sha256_of, write_cache
 from utils.utils_image_file import decode_image
 
 Split = Literal["train", "val", "evaluation"]
@@ -31,6 +33,8 @@ IMAGE_SIZE = 224  # pixels
 VAL_SHARE = 10
 METRES_TO_MM = 1000.0
 
+logger = logging.getLogger("longhaul")
+
 
 class FreiHand:
     """Index -> {"input": uint8 (3, size, size) RGB, "target": float32 (21, 3) mm, "name": str}.
@@ -41,7 +45,8 @@ class FreiHand:
     are in one split, and so are neighbours, which may show it from another camera.
     versions: the backgrounds to use: "gs" (green screen, as photographed), "hom", "sample" and "auto" (composed);
     default: all of them for "train", "gs" for "val". Evaluation has "gs" alone.
-    Images are decoded when they are asked for. Raises UserError for missing or bad data.
+    Images are decoded when they are asked for. For the fingerprint all are read once; their hash is cached beside the
+    data. Raises UserError for missing or bad data.
     """
 
     joint_names = JOINT_NAMES
@@ -74,10 +79,9 @@ class FreiHand:
         # (file, sample) of each index
         self._places = [(VERSIONS.index(each) * num_samples + i, i) for each in chosen for i in samples]
         self._files = [f"{part}/rgb/{file:08d}.jpg" for file, _ in self._places]
-        sizes = _file_sizes(self._root, part, self._files)
-        content = hashlib.sha256(f"{sha256_of(xyz)} {sha256_of(intrinsics)} {size} {root_joint_idx}".encode())
-        content.update(json.dumps(list(zip(self._files, sizes, strict=True))).encode())
-        self.fingerprint = content.hexdigest()
+        images = _content_of(self._root, part, self._files, "-".join((split, *chosen)))
+        content = f"{sha256_of(xyz)} {sha256_of(intrinsics)} {images} {size} {root_joint_idx}"
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()
 
     @staticmethod
     def input_shape(size: int = 128, **_others: Any) -> tuple[int, int, int]:
@@ -174,12 +178,43 @@ def _remedy(path: Path) -> str:
     return "dataroot must be the folder of FreiHAND v2, with training_xyz.json, training_K.json and training/rgb/"
 
 
-def _file_sizes(root: Path, part: str, files: Sequence[str]) -> list[int]:
-    """Bytes of each file; UserError names the first that is missing. One scan: stating 130,240 by name takes longer."""
+def _content_of(root: Path, part: str, files: Sequence[str], name: str) -> str:
+    """Hex SHA-256 of the images' bytes; from the cache `name` unless a file's name, size or time has changed."""
+    key = json.dumps(list(zip(files, _file_states(root, part, files), strict=True)))
+    source, name = root / part, f"{name}.cache.txt"
+    for path in cache_paths(source, name):
+        with contextlib.suppress(OSError, ValueError):  # none yet, or damaged
+            content, seal = path.read_text(encoding="utf-8").split()
+            if seal == _seal(content, key):
+                return content
+    logger.info("%s: reading %s images once; later launches take their hash from a cache", source, f"{len(files):,}")
+    images = hashlib.sha256()
+    for file in files:
+        try:
+            images.update(sha256_of(root / file).encode())
+        except OSError as error:
+            raise UserError(f"{root / file}: cannot be read: {error.strerror}") from None
+    content = images.hexdigest()
+    if failures := write_cache(source, name, lambda file: file.write(f"{content} {_seal(content, key)}\n".encode())):
+        logger.warning("%s: going on without a cache, each launch reads them again: %s", source, "; ".join(failures))
+    return content
+
+
+def _seal(content: str, key: str) -> str:
+    """What fits this hash of these files and no other."""
+    return hashlib.sha256(f"{content} {key}".encode()).hexdigest()
+
+
+def _file_states(root: Path, part: str, files: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Bytes, time of modification and of change of each file; UserError names the first that is missing.
+
+    One scan: stating 130,240 by name takes longer.
+    """
     folder = root / part / "rgb"
     try:
         with os.scandir(folder) as entries:
-            found = {f"{part}/rgb/{entry.name}": entry.stat().st_size for entry in entries}
+            stats = ((entry.name, entry.stat()) for entry in entries)
+            found = {f"{part}/rgb/{name}": (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats}
     except OSError as error:
         raise UserError(f"{folder}: the images cannot be listed: {error.strerror}") from None
     missing = [file for file in files if file not in found]

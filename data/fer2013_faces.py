@@ -1,6 +1,5 @@
 """The decoded faces of one FER2013 split as one array record, and the cache file that holds exactly that record."""
 
-import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.utils_error import UserError
-from utils.utils_file import atomic_write, cache_folder
+from utils.utils_file import cache_paths, write_cache
 
 SIDE = 48
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -97,21 +96,12 @@ def refuse(where: Path, what: str, problems: Sequence[str], remedy: str) -> User
     return UserError("\n".join([*lines, remedy]))
 
 
-def _cache_paths(source: Path, split: str) -> list[Path]:
-    """Beside the source; then, for sources in folders that cannot be written, the user's cache folder.
-
-    The names do not contain the key, so that a changed source replaces its old cache instead of adding another.
-    """
-    beside = source.with_name(f"{source.name}.{split}.cache.npy")
-    place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
-    paths = [beside]
-    with contextlib.suppress(RuntimeError):  # a user without a home folder
-        paths.append(cache_folder() / f"{place}.{beside.name}")
-    return paths
+def _cache_name(split: str) -> str:
+    return f"{split}.cache.npy"
 
 
 def _load(source: Path, split: str, key: str) -> tuple[Faces, str] | None:
-    for path in _cache_paths(source, split):
+    for path in cache_paths(source, _cache_name(split)):
         if not path.is_file():
             continue
         try:
@@ -132,13 +122,4 @@ def _load(source: Path, split: str, key: str) -> tuple[Faces, str] | None:
 
 def _store(source: Path, split: str, faces: Faces) -> list[str]:
     """Write the cache at the first place that takes it; returns why none did."""
-    failures = []
-    for path in _cache_paths(source, split):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                np.lib.format.write_array(file, faces.record)
-            return []
-        except OSError as error:
-            failures.append(str(error))
-    return failures
+    return write_cache(source, _cache_name(split), lambda file: np.lib.format.write_array(file, faces.record))

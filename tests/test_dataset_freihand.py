@@ -1,6 +1,8 @@
 """FreiHAND from its official layout: which image belongs to which joints, splits by hand, units, refusals."""
 
 import json
+import logging
+import os
 import re
 import shutil
 import subprocess
@@ -13,15 +15,16 @@ import numpy as np
 import pytest
 import torch
 
+from data import dataset_freihand
 from data.dataset_freihand import JOINT_NAMES, VERSIONS, FreiHand
 from data.loaders import TestLoader, define_train_loader
 from data.select_dataset import DATASETS, DataSource, ResidentDataset, define_datasets
 from data.train_stream import TrainStream
 from tests.fer2013_files import claiming
 from tests.freihand_files import SIDE, annotations, tone, write_freihand, write_image
-from tests.helpers import ONE_RANK, net_options, validated
+from tests.helpers import ONE_RANK, messages, net_options, validated
 from utils.utils_error import UserError
-from utils.utils_file import PROJECT_FOLDER
+from utils.utils_file import PROJECT_FOLDER, sha256_of
 from utils.utils_option import DatasetOptions, to_dict
 
 NUM, NUM_EVALUATION = 20, 3
@@ -35,7 +38,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(written: Path, tmp_path: Path) -> Path:
     """One to damage."""
-    return Path(shutil.copytree(written, tmp_path / "copy"))
+    return Path(shutil.copytree(written, tmp_path / "copy", ignore=shutil.ignore_patterns("*.cache.txt")))
 
 
 def open_all(root: Path, split: Any = "train", **given: Any) -> FreiHand:
@@ -216,6 +219,56 @@ def test_the_fingerprint_changes_with_an_image(copy: Path) -> None:
         file.write(b"more")
     assert open_all(copy).fingerprint != train
     assert open_all(copy, "val").fingerprint == val, "it is no image of that split"
+
+
+def test_the_fingerprint_changes_with_an_image_of_the_same_size_and_time(copy: Path) -> None:
+    train, val = open_all(copy).fingerprint, open_all(copy, "val").fingerprint
+    path = copy / "training/rgb/00000001.jpg"
+    stat, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert open_all(copy).fingerprint != train
+    assert open_all(copy, "val").fingerprint == val
+    path.write_bytes(content)
+    assert open_all(copy).fingerprint == train, "it is the content that counts, not the time"
+
+
+def test_images_are_read_once_for_the_fingerprint_until_one_is_touched(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def recording(path: Path) -> str:
+        read.append(path.suffix)
+        return sha256_of(path)
+
+    monkeypatch.setattr(dataset_freihand, "sha256_of", recording)
+    first = open_all(copy).fingerprint
+    assert read.count(".jpg") == 72
+    assert open_all(copy).fingerprint == open_all(copy, versions=VERSIONS).fingerprint == first
+    assert read.count(".jpg") == 72
+    (copy / "training/rgb/00000001.jpg").touch()
+    assert open_all(copy).fingerprint == first
+    assert read.count(".jpg") == 144
+
+
+def test_a_damaged_hash_of_the_images_is_made_again(copy: Path) -> None:
+    first = open_all(copy, "val").fingerprint
+    cache = copy / "training.val-gs.cache.txt"
+    intact = cache.read_bytes()
+    for damaged in (b"", b"\xff\xff", b"g" + intact[1:], intact[:-2] + b"g\n", intact.replace(b" ", b"")):
+        cache.write_bytes(damaged)
+        assert open_all(copy, "val").fingerprint == first
+        assert cache.read_bytes() == intact
+
+
+def test_where_the_hash_of_the_images_cannot_be_kept_it_is_made_each_time(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LONGHAUL_CACHE", "/dev/null")
+    (copy / "training.val-gs.cache.txt").mkdir()
+    assert open_all(copy, "val").fingerprint == open_all(copy, "val").fingerprint
+    assert messages(logged.records, logging.WARNING).count("going on without a cache") == 2
 
 
 @pytest.mark.parametrize("name", ["training_xyz.json", "training", "evaluation", "evaluation_xyz.json"])

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,6 +133,33 @@ def cache_folder() -> Path:
     if folder := os.environ.get("LONGHAUL_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longhaul"
+
+
+def cache_paths(source: Path, name: str) -> list[Path]:
+    """Beside the source; then, for sources in folders that cannot be written, the user's cache folder.
+
+    No part of `name` comes from the source's content, so that a changed source replaces its old cache.
+    """
+    beside = source.with_name(f"{source.name}.{name}")
+    place = hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]
+    paths = [beside]
+    with contextlib.suppress(RuntimeError):  # a user without a home folder
+        paths.append(cache_folder() / f"{place}.{beside.name}")
+    return paths
+
+
+def write_cache(source: Path, name: str, write: Callable[[IO[bytes]], object]) -> list[str]:
+    """Let `write` fill the first of `cache_paths` that takes it; returns why none did."""
+    failures = []
+    for path in cache_paths(source, name):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                write(file)
+            return []
+        except OSError as error:
+            failures.append(str(error))
+    return failures
 
 
 def code_version() -> str | None:
