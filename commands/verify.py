@@ -158,11 +158,12 @@ def _write(trained: TrainedModel, measured: Measured, args: argparse.Namespace) 
 
 
 def _equal(recorded: Any, measured: MetricValue, tolerance: float) -> bool:
-    """Whether two results are equal, within a relative tolerance for floats."""
+    """Whether two results are equal, within a relative tolerance for floats; so are NaN and NaN."""
     if isinstance(recorded, list) and isinstance(measured, list):
         return len(recorded) == len(measured) and all(map(_equal, recorded, measured, itertools.repeat(tolerance)))
     if isinstance(recorded, float) and isinstance(measured, float):
-        return math.isclose(recorded, measured, rel_tol=tolerance)
+        both_nan = math.isnan(recorded) and math.isnan(measured)
+        return both_nan or math.isclose(recorded, measured, rel_tol=tolerance)
     return recorded == measured
 
 

@@ -1,6 +1,7 @@
 """`main_test.py verify`: the metrics of one file equal those of the run that saved it, and nothing else passes."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,8 @@ from models.model_plain import ModelPlain
 from models.select_model import MODELS
 from tests.run_helpers import flip_bit
 from tests.trained_models import CLASSES, Command, add_notes, command, trained
+from utils.utils_metric_sums import Metric, sample_mean
+from utils.utils_metrics import METRICS
 from views.view_classification import ClassificationView
 
 __all__ = ["command", "trained"]  # fixtures
@@ -96,6 +99,20 @@ def test_another_device_may_differ_a_little(
     assert verify(tmp_path / "there.pth") == status
     said = "the same within 1 %, as measured on another device (a GPU)" if status == 0 else "DIFFERENT: loss"
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("recorded", "status"), [(math.nan, 0), (0.5, 1), (math.inf, 1)])
+def test_a_metric_that_is_no_number_again_is_the_same(
+    trained: Path, verify: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: float, status: int
+) -> None:
+    def undefined() -> Metric:
+        return sample_mean(lambda output, _target: output[:, :2] * math.nan, (2,))
+
+    monkeypatch.setattr(METRICS, "_entries", {**METRICS._entries, "recall_per_class": undefined})
+    content = torch.load(trained / "best_model.pth", weights_only=True)
+    content["metrics"]["recall_per_class"] = [math.nan, recorded]
+    torch.save(content, tmp_path / "changed.pth")
+    assert verify(tmp_path / "changed.pth") == status
 
 
 def test_everything_is_in_the_json_and_the_pictures(trained: Path, verify: Command, tmp_path: Path) -> None:
