@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -50,6 +51,7 @@ class Tester:
         self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
         self.result: dict[str, MetricValue] = {}
         self.last_iter = -1
+        self._has_warned_of_nan = False
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -153,6 +155,9 @@ class Tester:
             return False
         value = result[name]
         assert isinstance(value, float), "probed before training"
+        if math.isnan(value) and not self._has_warned_of_nan:
+            self._has_warned_of_nan = True
+            logger.warning("val.best_metric: %s is not a number in this test, which cannot be the best.", name)
         self.progress = self.progress.after_test(current_iter, value, self._opt.val.best_mode)
         if not self.progress.is_best(current_iter):
             return False

@@ -1,7 +1,10 @@
 """Metrics against scikit-learn, and the evaluation on several ranks against one."""
 
 import json
+import math
 import multiprocessing
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,14 @@ import torch
 from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
+import main_train
 from models.evaluate import evaluate
 from models.probe import probe_test, probe_training
 from tests import evaluate_on_ranks
 from tests.evaluate_on_ranks import METRIC_NAMES, NUM_CLASSES, SIZES
-from tests.helpers import free_port
+from tests.helpers import free_port, write_options
 from utils.utils_error import UserError
+from utils.utils_metric_sums import Metric, sample_mean
 from utils.utils_metrics import METRICS
 from utils.utils_pose import POSE_METRICS
 from utils.utils_table import Table
@@ -187,6 +192,28 @@ def test_a_best_metric_of_many_values_is_refused_before_training(monkeypatch: py
     model.opt = model.opt.model_copy(update={"val": val})
     with pytest.raises(UserError, match=r"val\.best_metric: precision_per_class has many values"):
         probe_test(model, batch, names, NUM_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("values", "warnings"), [((math.nan, math.nan, math.nan), 1), ((0.5, math.nan, math.nan), 1), ((0.5, 0.6, 0.4), 0)]
+)
+def test_a_best_metric_that_is_no_number_is_said_once(
+    tiny_options: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], values: tuple[float, ...], warnings: int,
+) -> None:  # fmt: skip
+    given = iter([0.0, *values])  # before training it is asked for once
+
+    def metric() -> Metric:
+        value = next(given)
+        return sample_mean(lambda _output, target: torch.full((len(target),), value))
+
+    monkeypatch.setattr(METRICS, "_entries", {**METRICS._entries, "accuracy": metric})
+    options = write_options(tiny_options(train__checkpoint_test=2), tmp_path / "tiny.json")
+    monkeypatch.setattr(sys, "argv", ["main_train.py", "-opt", str(options)])
+    assert main_train.main() == 0
+    said = "val.best_metric: accuracy is not a number in this test, which cannot be the best."
+    assert capsys.readouterr().err.count(said) == warnings
+    assert (tmp_path / "experiments/tiny/models/best_model.pth").exists() == (not math.isnan(values[0]))
 
 
 @pytest.mark.parametrize("error", [UserError("give one weight a joint"), torch.OutOfMemoryError("2 GiB are missing")])
