@@ -56,14 +56,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0: as recorded, or nothing was recorded; 1: it differs, or cannot be right."""
+    """Exit status 0: as recorded, or nothing was recorded; 1: it differs, or cannot be right.
+
+    A read-only experiment has no other, only no pictures. A place that was named and cannot be written is an OSError.
+    """
     trained = load_trained_model(args.model, args.opt, args.set)
     if args.json:
         check_output("--json", args.json, trained.reads())
     with process_group(trained.opt.train.num_threads) as dist:
         measured = measure(trained, trained.load(dist), dist, args.split, args.tta)
-    written = _write(trained, measured, args)
-    _print(trained, measured, written)
+    _print(trained, measured)
+    if args.json:
+        write_output(args.json, json.dumps(measured.found, indent=2) + "\n")
+        logger.info("Written: %s", args.json)
+    try:
+        _draw(trained, measured, args.output)
+    except OSError as error:
+        if args.output:
+            raise
+        logger.warning("No pictures: %s; --output names another folder for them.", error)
     return 1 if measured.found["differing"] or measured.found["doubts"] else 0
 
 
@@ -138,23 +149,20 @@ def _findings(
     }
 
 
-def _write(trained: TrainedModel, measured: Measured, args: argparse.Namespace) -> list[Path]:
-    """Write the pictures and the JSON that were asked for; returns the files."""
-    written: list[Path] = []
+def _draw(trained: TrainedModel, measured: Measured, output: Path | None) -> None:
+    """Write pictures and tables into the folder `output`, else into images/ of the experiment, if there is one."""
     view, result, found = measured.view, measured.result, measured.found
-    if folder := args.output or (trained.experiment and trained.experiment / "images"):
+    if folder := output or (trained.experiment and trained.experiment / "images"):
         folder.mkdir(parents=True, exist_ok=True)
         title = f"{trained.path.name} on {found['data']}" + ", SYNTHETIC" * bool(found["synthetic"])
         for name, figure in view.figures(result, title).items():
-            written.append(folder / f"{_stem(trained, found)}_{name}.png")
-            save_figure(figure, written[-1])
+            path = folder / f"{_stem(trained, found)}_{name}.png"
+            save_figure(figure, path)
+            logger.info("Written: %s", path)
         for name, rows in view.tables(result).items():
-            written.append(folder / f"{_stem(trained, found)}_{name}.csv")
-            written[-1].write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
-    if args.json:
-        write_output(args.json, json.dumps(found, indent=2) + "\n")
-        written.append(args.json)
-    return written
+            path = folder / f"{_stem(trained, found)}_{name}.csv"
+            path.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+            logger.info("Written: %s", path)
 
 
 def _equal(recorded: Any, measured: MetricValue, tolerance: float) -> bool:
@@ -179,7 +187,7 @@ def _stem(trained: TrainedModel, found: Mapping[str, Any]) -> str:
     return f"verify_{trained.path.stem}_{found['data'].replace(' ', '_')}{marks}"
 
 
-def _print(trained: TrainedModel, measured: Measured, written: Sequence[Path]) -> None:
+def _print(trained: TrainedModel, measured: Measured) -> None:
     source, found = measured.source, measured.found
     epoch = "" if found["epoch"] is None else f", epoch {found['epoch']}"
     lines = {
@@ -193,8 +201,7 @@ def _print(trained: TrainedModel, measured: Measured, written: Sequence[Path]) -
     }
     lines |= {name: f"{value:.4f}" for name, value in found["metrics"].items() if isinstance(value, float)}
     lines["recorded"] = _recorded_text(trained, found)
-    files = [("written", str(path)) for path in written]
-    print_block("Verify", [*lines.items(), *(("", line) for line in _table(found["classes"])), *files])
+    print_block("Verify", [*lines.items(), *(("", line) for line in _table(found["classes"]))])
     for doubt in found["doubts"]:
         logger.warning("  CANNOT BE RIGHT: %s", doubt)
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch.nn as nn
 
 from models.model_plain import ModelPlain
 from models.select_model import MODELS
+from tests.disk_faults import drop_privileges
 from tests.run_helpers import flip_bit
 from tests.trained_models import CLASSES, Command, add_notes, command, trained
 from utils.utils_metric_sums import Metric, sample_mean
@@ -288,3 +290,33 @@ def test_a_place_that_cannot_be_written_gets_one_message_and_status_2(
     assert str(tmp_path / "file") in message
     assert "Traceback" not in message
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_a_read_only_experiment_is_verified_without_pictures(
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, status: int
+) -> None:
+    experiment, statuses = Path(shutil.copytree(trained.parent, tmp_path / "kept")), []
+    model = experiment / "models" / "best_model.pth"
+    content = torch.load(model, weights_only=True)
+    content["metrics"]["accuracy"] += status
+    torch.save(content, model)
+
+    def run() -> None:
+        drop_privileges()
+        statuses.append(verify(experiment, "--json", tmp_path / "found.json"))
+        statuses.append(verify(experiment, "--output", experiment / "mine"))
+
+    for path in (experiment, *experiment.rglob("*")):
+        path.chmod(path.stat().st_mode & 0o555)
+    thread = threading.Thread(target=run)  # they are a thread's own
+    thread.start()
+    thread.join()
+    for path in (experiment, *experiment.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)
+    assert statuses == [status, 2]
+    shown = capsys.readouterr()
+    assert shown.out.count("DIFFERENT: accuracy" if status else "the same") == 2
+    assert f"No pictures: [Errno 13] Permission denied: '{experiment}/images/verify_best" in shown.err
+    assert f"[Errno 13] Permission denied: '{experiment}/mine'; choose another --output" in shown.err
+    assert json.loads((tmp_path / "found.json").read_text())["num_samples"] == 21
