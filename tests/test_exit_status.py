@@ -19,6 +19,7 @@ from data.train_stream import TrainStream
 from tests.freihand_files import write_freihand
 from tests.helpers import changed, free_port, same_tensors, tiny_csv, write_options
 from tests.run_helpers import (
+    ENVIRONMENT,
     PROJECT,
     Accident,
     Run,
@@ -484,6 +485,15 @@ def test_a_rank_whose_launcher_died_while_it_started_is_1(server: RunServer, new
     assert "Connection refused" in launched.output
     assert "Traceback" not in launched.output
     assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(("closed", "progress_bar"), [("2>&-", "auto"), ("<&- >&- 2>&-", True)])
+def test_without_a_console_a_run_trains_to_its_end(new_run: NewRun, closed: str, progress_bar: Any) -> None:
+    run = new_run(log__progress_bar=progress_bar)
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", *run.command()]
+    ended = subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, timeout=60, check=False)
+    assert ended.returncode == 0
+    assert run.status()["state"] == "DONE"
 
 
 def test_the_summary_names_the_files_that_are_there(new_run: NewRun) -> None:

@@ -6,6 +6,8 @@ import logging
 import math
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import messages
+from utils.utils_file import PROJECT_FOLDER
 from utils.utils_logger import RunLog, duration, print_block, start_console
 from utils.utils_metrics_csv import MetricsFile, read_metrics
 
@@ -328,6 +331,17 @@ def test_without_a_console_warnings_are_still_said(
     logging.getLogger("longhaul").info("said to nobody")
     logging.getLogger("longhaul").warning("said on stderr")
     assert capsys.readouterr().err.count("said") == 1
+    sys.stdout.close()
+
+
+def test_no_file_takes_the_place_of_a_closed_console(tmp_path: Path) -> None:
+    code = (
+        "import os; from utils.utils_logger import start_console; start_console(True); model = open(r'%s', 'w'); "
+        "print('a'); os.write(1, b'b'); os.write(2, b'c')"
+    ) % (tmp_path / "model")
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=PROJECT_FOLDER, timeout=60, check=False).returncode == 0
+    assert (tmp_path / "model").read_bytes() == b""
 
 
 def test_tensorboard_gets_scalars_and_rates(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:

@@ -28,8 +28,6 @@ class _ConsoleHandler(logging.Handler):
         from tqdm import tqdm
 
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        if stream is None:  # started with >&-
-            return
         text = self.format(record)
         if encoding := getattr(stream, "encoding", None):  # a console without all letters must not end a run either
             text = text.encode(encoding, "backslashreplace").decode(encoding)
@@ -58,6 +56,9 @@ class _LogFileHandler(logging.FileHandler):
 
 def start_console(is_main: bool) -> None:
     """Log to the console on rank 0, and only errors on the other ranks."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # started with 2>&-: else the next file, a model, would get what C code prints
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: SIM115  # as long as the process lives
     handler = _ConsoleHandler(logging.INFO if is_main else logging.ERROR)
     handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%y-%m-%d %H:%M:%S"))
     logger.handlers = [handler]
@@ -68,7 +69,7 @@ def start_console(is_main: bool) -> None:
 
 def _drop_what_the_console_refuses() -> None:
     """Lose what a closed terminal will not take; Python would end with status 120 over it."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):
+    for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
