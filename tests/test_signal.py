@@ -10,6 +10,7 @@ import pytest
 
 from tests.helpers import ONE_RANK
 from tests.run_helpers import in_child
+from utils.utils_dist import Dist
 from utils.utils_signal import SAVE_FAILED, StopRequest, held_stop_signals, ignore_stop_signals, stop_signals
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
@@ -43,6 +44,15 @@ def test_a_failed_save_asks_for_a_stop_unless_a_signal_has(first: int | None, ex
             send(first)
         stop.save_failed()
         assert stop.agreed() == expected
+
+
+@pytest.mark.parametrize(("rank", "num_said"), [(0, 1), (1, 0)])
+def test_rank_0_says_at_once_that_it_will_stop(rank: int, num_said: int, capfd: pytest.CaptureFixture[str]) -> None:
+    with StopRequest(Dist(rank=rank)):
+        send(signal.SIGTERM)
+        send(signal.SIGTERM)
+        said = capfd.readouterr().err
+    assert said == "SIGTERM: saves and stops after this iteration; a second Ctrl-C stops at once.\n" * num_said
 
 
 def test_handlers_are_restored() -> None:

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -71,8 +72,8 @@ def ignore_ended_children() -> None:
 class StopRequest:
     """While entered, turns stop signals into a request that all ranks see in the same iteration.
 
-    The handler only sets a flag. Every iteration starts one MAX over the ranks and reads the previous one, so that
-    nobody waits for the network; the ranks therefore stop one iteration after the first of them knew.
+    The handler only sets a flag, and says so. Every iteration starts one MAX over the ranks and reads the previous one,
+    so that nobody waits for the network; the ranks therefore stop one iteration after the first of them knew.
     """
 
     def __init__(self, dist: Dist) -> None:
@@ -108,7 +109,7 @@ class StopRequest:
             return self.signal_number
         if self._agent is not None and os.getppid() != self._agent and not self._requested:
             logger.warning("The launcher is gone: saving and stopping.")
-            self._handle(signal.SIGTERM, None)
+            self._requested, self._requested_at = signal.SIGTERM, time.monotonic()
         if self._dist.world_size == 1:
             self.signal_number = self._requested
             return self.signal_number
@@ -134,5 +135,14 @@ class StopRequest:
         if number == signal.SIGINT and self._requested == signal.SIGINT:  # a second Ctrl-C: stop now
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        if not self._requested and self._dist.is_main:  # an iteration may take long, and a data set hang
+            _say(f"{signal.Signals(number).name}: saves and stops after this iteration; a second Ctrl-C stops at once.")
         self._requested_at = self._requested_at or time.monotonic()
         self._requested = number
+
+
+def _say(text: str) -> None:
+    """Write a line to stderr at once; from a signal handler, where the interrupted code may hold logging's locks."""
+    with contextlib.suppress(OSError):  # a closed terminal
+        start = "\n" if sys.stderr.isatty() else ""  # a progress bar stands on the line
+        os.write(sys.stderr.fileno(), f"{start}{text}\n".encode())
