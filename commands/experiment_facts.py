@@ -191,9 +191,9 @@ def _summary(history: History, options: Mapping[str, Any]) -> dict[str, str]:
 def _seconds(launch: Mapping[str, Any]) -> float:
     try:
         start, end = (datetime.datetime.fromisoformat(launch[key]) for key in ("launched", "ended"))
-    except (KeyError, ValueError):
+        return (end - start).total_seconds()
+    except (KeyError, ValueError, TypeError):  # people write other times, also with a time zone
         return 0.0
-    return (end - start).total_seconds()
 
 
 def _launches(history: History) -> Table:

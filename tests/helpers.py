@@ -26,6 +26,19 @@ ALL_TRANSFORMS = [
     NORMALIZE,
 ]
 
+_LAUNCH = {"state": "DONE", "from_iter": 0, "to_iter": 4, "machine": {}}
+EDITED_STATUSES: list[dict[str, Any]] = [
+    {"state": ["DONE"], "last_committed_iter": "abc", "began_at_iter": "abc"},
+    {"launches": "none"},
+    {"launches": [5, "DONE", None, {}]},
+    {"launches": [{**_LAUNCH, "machine": "mine"}]},
+    {"launches": [{**_LAUNCH, "machine": {"code": 5}}]},
+    {"launches": [{**_LAUNCH, "from_iter": "abc"}, {**_LAUNCH, "to_iter": None}, {**_LAUNCH, "state": []}] * 2},
+    {"launches": [{**_LAUNCH, "launched": 5, "ended": []}]},
+    {"launches": [{**_LAUNCH, "launched": "2026-01-01 10:00:00", "ended": "2026-01-01 11:00:00+01:00"}]},
+]
+"""What people may make of status.json, as changes of it."""
+
 
 def tiny_csv(folder: Path, num_train: int = 20, num_test: int = 9, seed: int = 0) -> str:
     """fer2013.csv of random faces: labels 0..6 in turn; Training, PublicTest, and two rows of PrivateTest."""

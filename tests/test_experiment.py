@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tables import TABLES
-from tests.helpers import ONE_RANK, changed, messages, tiny_option_mapping, validated, write_options
+from tests.helpers import EDITED_STATUSES, ONE_RANK, changed, messages, tiny_option_mapping, validated, write_options
 from utils import utils_experiment, utils_option
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
@@ -124,6 +124,29 @@ def test_status_keeps_the_history_of_the_launches(make: Callable[..., Experiment
     ]
     assert launches[0]["launched"] <= launches[0]["ended"]
     assert launches[0]["machine"]["ranks"] == 1
+
+
+@pytest.mark.parametrize("edited", EDITED_STATUSES)
+def test_a_launch_ignores_what_somebody_wrote_into_the_status(
+    make: Callable[..., Experiment], edited: dict[str, Any]
+) -> None:
+    with make() as experiment:
+        experiment.find_resume_point(PARTS)
+        experiment.save_options()
+        save(experiment, 4)
+    path = experiment.folder / "status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edited}))
+    with make() as experiment:
+        resume = experiment.find_resume_point(PARTS)
+        assert resume is not None
+        assert resume.iteration == 4
+        experiment.changes()
+    for file in experiment.models.glob("4_*"):
+        file.unlink()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **edited}))
+    with make() as experiment:
+        assert experiment.find_resume_point(PARTS) is None
+    assert status(experiment) == ("FAILED", 0)
 
 
 def test_a_first_set_that_a_kill_left_without_manifest_is_set_aside(make: Callable[..., Experiment]) -> None:

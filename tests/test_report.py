@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers import EDITED_STATUSES
 from tests.run_helpers import flip_bit
 from tests.trained_models import CLASSES, Command, add_notes, command, trained
 from utils.utils_report import heat_picture
@@ -150,6 +151,14 @@ def test_interruptions_are_marked_and_listed(experiment: Path, report: Callable[
     launches[2]["machine"] = {"ranks": 1}
     change_json(experiment / "status.json", launches=launches)
     assert "Not bit for bit: later launches had other ranks" in report(experiment).text
+
+
+@pytest.mark.parametrize("edited", EDITED_STATUSES)
+def test_what_somebody_wrote_into_the_status_is_ignored(
+    experiment: Path, report: Callable[..., Page], edited: dict[str, Any]
+) -> None:
+    change_json(experiment / "status.json", **edited)
+    assert "Learning Rate" in report(experiment, arguments=("--recorded",)).text
 
 
 def test_the_command_to_reproduce_gives_the_same_model(

@@ -27,7 +27,7 @@ from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_failpoint import reached
 from utils.utils_file import TEMPORARY_NAME, atomic_write, code_version, make_folder, project_path
-from utils.utils_history import saved_options
+from utils.utils_history import read_status, saved_options
 from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
@@ -209,7 +209,7 @@ class Experiment:
     def _code_changes(self) -> list[str]:
         before = self._earlier_launches[-1].get("machine", {}) if self._earlier_launches else {}
         old, new = before.get("code"), code_version()
-        return [f"code: commit {old[:12]} -> {new[:12]}"] if old and new and old != new else []
+        return [f"code: commit {str(old)[:12]} -> {new[:12]}"] if old and new and old != new else []
 
     def _start(self) -> None:
         try:
@@ -219,11 +219,10 @@ class Experiment:
                 f"path.root: {self.folder} cannot be written ({error}); make room or mend its permissions, or choose "
                 "another folder"
             ) from error
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # none yet, or not ours
-            status = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
-            self._began_at = status.get("began_at_iter")
-            self.last_committed_iter = status.get("last_committed_iter", 0)
-            self._earlier_launches = list(status.get("launches", []))
+        status = read_status(self.folder)
+        self._began_at = status.get("began_at_iter")
+        self.last_committed_iter = status.get("last_committed_iter", 0)
+        self._earlier_launches = status["launches"]
 
     def _take_folder(self) -> None:
         """Make the folders, lock them, remove what a killed writer left, and open the logs."""

@@ -17,6 +17,9 @@ from utils.utils_metrics_csv import numbers, read_metrics
 Series = list[tuple[int, float]]
 """(iteration, value), in the order of the iterations."""
 
+_STATUS = {"state": str, "began_at_iter": int, "last_committed_iter": int, "launches": list}
+_LAUNCH = {"state": str, "from_iter": int, "to_iter": int, "launched": str, "ended": str, "machine": dict}
+
 
 @dataclasses.dataclass(frozen=True)
 class History:
@@ -44,7 +47,7 @@ class History:
 
 def read_history(folder: Path) -> History:
     """Everything that is readable; what is missing or torn is left out."""
-    status = _read_json(folder / "status.json")
+    status = read_status(folder)
     rows = read_metrics(folder / "metrics.csv")
     series: dict[str, dict[str, Series]] = {}
     for (iteration, split), row in sorted(rows.items()):
@@ -54,8 +57,24 @@ def read_history(folder: Path) -> History:
     for iteration, path in sorted(list_manifests(folder / "models").items()):
         with contextlib.suppress(DamagedError, OSError):  # a run that goes on removes old ones
             manifests[iteration] = read_manifest(path)
-    launches = [each for each in status.get("launches", []) if {"state", "from_iter", "to_iter"} <= each.keys()]
-    return History(folder, status.get("state"), series, launches, manifests)
+    return History(folder, status.get("state"), series, status["launches"], manifests)
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """What is ours in status.json, which people edit: values of the right types, launches that have what is needed."""
+    try:
+        content = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {}
+    status = _ours(content, _STATUS)
+    launches = [_ours(each, _LAUNCH) for each in status.get("launches", [])]
+    return {**status, "launches": [each for each in launches if {"state", "from_iter", "to_iter"} <= each.keys()]}
+
+
+def _ours(content: Any, types: Mapping[str, type]) -> dict[str, Any]:
+    """`content` without values of another type than `types` has for them; {} if it is no dict."""
+    pairs = content.items() if isinstance(content, dict) else ()
+    return {key: value for key, value in pairs if isinstance(value, types.get(key, object))}
 
 
 def saved_options(folder: Path) -> list[Path]:
@@ -68,11 +87,3 @@ def _launched(path: Path) -> tuple[str, int]:
     if stamp := re.search(r"_(\d{6}_\d{6})(?:_(\d+))?$", path.stem):
         return stamp[1], int(stamp[2] or 1)
     return f"{datetime.datetime.fromtimestamp(path.stat().st_mtime):%y%m%d_%H%M%S}", 1
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
