@@ -63,7 +63,7 @@ class Tester:
         """Look at every test before hours of training lead to the first one."""
         for name, loader in self._loaders.items():
             try:
-                if (batch := loader.first(2)) is not None:
+                if (batch := loader.first(8)) is not None:
                     probe_test(self._model, batch, self._opt.val.metrics, self._sources[name].num_classes)
             except UserError as error:
                 raise type(error)(f"datasets.{name}: {error}") from error

@@ -17,7 +17,7 @@ from data.upload import upload
 from utils.utils_dist import Dist
 from utils.utils_error import SampleError, UserError
 from utils.utils_option import DatasetOptions
-from utils.utils_seed import seed_of
+from utils.utils_seed import seed_cpu_generators, seed_of
 from utils.utils_signal import held_stop_signals, ignore_ended_children, ignore_stop_signals, kill_workers
 
 logger = logging.getLogger("longhaul")
@@ -41,7 +41,8 @@ def define_train_loader(
             yield from stream.positions(current_iter).reshape(num_micro_batches, -1)
 
     fetched, transformed = itertools.tee(positions())
-    raw = _fetch(source, map(stream.samples, fetched), dist)  # may run ahead of what is trained
+    drawn = ((each, stream.samples(each)) for each in fetched)  # may run ahead of what is trained
+    raw = _fetch(source, drawn, dist, seed)
     batches = map(pipeline, raw, transformed)
     return ((i, list(itertools.islice(batches, num_micro_batches))) for i in itertools.count(start_iter + 1))
 
@@ -69,7 +70,8 @@ class TestLoader:
     def __iter__(self) -> Iterator[Batch | None]:
         starts = range(0, len(self._samples), self._batch_size)
         drawn = [self._samples[start : start + self._batch_size] for start in starts]
-        for samples, batch in zip(drawn, _fetch(self.source, drawn, self._dist), strict=True):
+        pairs = ((samples, samples) for samples in drawn)
+        for samples, batch in zip(drawn, _fetch(self.source, pairs, self._dist, seed=0), strict=True):
             yield {**self._pipeline(batch, samples), "index": samples}
         yield from [None] * (self.num_rounds - len(drawn))
 
@@ -79,7 +81,8 @@ class TestLoader:
         if not len(samples):
             return None
         try:
-            raw = torch.utils.data.default_collate([_Samples(self.source)[int(sample)] for sample in samples])
+            dataset = _Samples(self.source, seed=0)
+            raw = torch.utils.data.default_collate([dataset[int(sample), int(sample)] for sample in samples])
         except UserError as error:
             raise SampleError(str(error)) from error
         return {**self._pipeline(_on_device(raw, self._dist.device), samples), "index": samples}
@@ -124,16 +127,16 @@ def _transforms(
     return built
 
 
-def _fetch(source: DataSource, drawn: Iterable[Indices], dist: Dist) -> Iterator[Batch]:
-    """Raw batches of the drawn samples, on the device."""
+def _fetch(source: DataSource, drawn: Iterable[tuple[Indices, Indices]], dist: Dist, seed: int) -> Iterator[Batch]:
+    """Raw batches of what is drawn, (positions, samples), on the device."""
     if source.options.resident is not False and isinstance(source.dataset, ResidentDataset):
-        return _fetch_resident(source.dataset, drawn, dist.device)
+        return _fetch_resident(source.dataset, (samples for _, samples in drawn), dist.device)
     if source.options.resident is True:
         raise UserError(
             f"datasets.{source.name}.resident: {source.options.dataset_type} streams from disk and cannot be "
             'resident; use "auto" or false'
         )
-    return _fetch_streamed(source, drawn, dist)
+    return _fetch_streamed(source, drawn, dist, seed)
 
 
 def _fetch_resident(dataset: ResidentDataset, drawn: Iterable[Indices], device: torch.device) -> Iterator[Batch]:
@@ -166,26 +169,35 @@ class _Names(Sequence[str]):
 
 
 class _Samples:
-    """The samples of a data set; a file that cannot be read is a UserError that says which sample it belongs to."""
+    """(position, sample) -> the raw sample.
 
-    def __init__(self, source: DataSource) -> None:
+    What it draws from a global generator depends on (seed, position) alone: whoever augments in a data set resumes
+    exactly too, with any number of workers. A file that cannot be read is a UserError that names the sample.
+    """
+
+    def __init__(self, source: DataSource, seed: int) -> None:
         self._source = source
+        self._seed = seed
 
     def __len__(self) -> int:
         return len(self._source.dataset)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, place: Sequence[int]) -> Batch:
+        position, index = place
+        seed_cpu_generators(seed_of(self._seed, "sample", position))
         try:
             return self._source.dataset[index]
         except OSError as error:
             raise UserError(f"datasets.{self._source.name}: sample {index} cannot be read: {error}") from error
 
 
-def _fetch_streamed(source: DataSource, drawn: Iterable[Indices], dist: Dist) -> Iterator[Batch]:
+def _fetch_streamed(
+    source: DataSource, drawn: Iterable[tuple[Indices, Indices]], dist: Dist, seed: int
+) -> Iterator[Batch]:
     num_workers = -(-source.options.dataloader_num_workers // dist.world_size)
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
-        _Samples(source),  # type: ignore[arg-type]  # what it has is all that DataLoader uses of a Dataset
-        batch_sampler=(samples.tolist() for samples in drawn),
+        _Samples(source, seed),  # type: ignore[arg-type]  # what it has is all that DataLoader uses of a Dataset
+        batch_sampler=(np.stack(pair, axis=1).tolist() for pair in drawn),
         num_workers=num_workers,
         worker_init_fn=ignore_stop_signals,
         pin_memory=dist.device.type == "cuda",

@@ -32,7 +32,7 @@ DATA_TABLES = {"dataset": DATASETS, "fallback": SYNTHETIC_SOURCES, "transform": 
 
 
 class Dataset(Protocol):
-    """Index -> raw sample {"input", "target", "name"}; no randomness. Built from `dataroot` and its own arguments.
+    """Index -> raw sample {"input", "target", "name"}. Built from `dataroot` and its own arguments.
 
     `fingerprint` identifies the content. A data set that fits in memory also has `resident() -> {"input": (N, ...),
     "target": (N, ...)}` and `name(i)`; one for classification has `class_names`, one for poses `joint_names`. A

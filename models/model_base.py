@@ -36,9 +36,12 @@ class ModelBase:
 
     def to_device(self, net: nn.Module) -> nn.Module:
         """Move a network to this rank's device, in the memory format of the options."""
+        net = net.to(self.device)
         if self.opt.train.channels_last:
-            return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return net.to(self.device)
+            for tensor in (*net.parameters(), *net.buffers()):
+                if tensor.ndim == 4:  # net.to(memory_format=...) refuses what has five
+                    tensor.data = tensor.data.to(memory_format=torch.channels_last)
+        return net
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of a training step."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from models.buffers import KeptBuffers, UnsavedBuffers
 from models.learning_rate import learning_rate
 from models.loss import LOSSES
 from models.loss_meter import LossMeter, NonFiniteLossError
@@ -17,7 +18,6 @@ from models.model_base import ModelBase, listing, load_network
 from models.moving_average import MovingAverage
 from models.optimizer import define_optimizer, load_optimizer
 from models.select_network import define_G
-from models.unsaved_buffers import UnsavedBuffers
 from utils.utils_checkpoint import ResumePoint
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
@@ -119,11 +119,11 @@ class ModelPlain(ModelBase):
         """
         seed_global_generators(seed_of(self.seed, "step", current_iter, self.dist.rank))
         may_skip = self.opt.train.nonfinite == "skip"
-        buffers = [buffer.clone() for buffer in self.netG.buffers()] if may_skip else []
+        buffers = KeptBuffers(self.netG) if may_skip else None
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._accumulate_gradients(micro_batches)
-        if may_skip and self._is_skipped(loss, current_iter):
-            self.restore_buffers(buffers)
+        if buffers and self._is_skipped(loss, current_iter):
+            buffers.restore()
             return
         self.losses.add(loss)
         if clip := self.opt.train.G_optimizer_clipgrad:
@@ -144,11 +144,16 @@ class ModelPlain(ModelBase):
         """
         if self.dist.world_size == 1:
             return
-        buffers = [buffer.clone() for buffer in self.netG.buffers()]
+        buffers, before = KeptBuffers(self.netG), self._versions()
         self._accumulate_gradients([copied(batch) for batch in micro_batches])
         self.dist.together(self._check_all_are_used)
+        if written := [name for name, version in self._versions().items() if version != before[name]]:
+            logger.warning(
+                "netG (%s) writes to %s in its forward pass: the weights of several ranks drift apart, only those of "
+                "rank 0 are saved, and a resume is not exact.", self.opt.netG.net_type, listing(written),
+            )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
-        self.restore_buffers(buffers)
+        buffers.restore()
 
     # Testing.
 
@@ -204,7 +209,9 @@ class ModelPlain(ModelBase):
         parts: dict[str, Any] = {"G": self.netG.state_dict()}
         if self.netE is not None:
             parts["E"] = self.netE.state_dict()
-        parts["optimizerG"] = self.optimizer.state_dict()
+        optimizer = self.optimizer.state_dict()
+        # In the order of the parameters, not of their first gradients: a resume restores it so.
+        parts["optimizerG"] = {**optimizer, "state": dict(sorted(optimizer["state"].items()))}
         return parts
 
     def load(self, resume: ResumePoint | None) -> None:
@@ -253,6 +260,10 @@ class ModelPlain(ModelBase):
             losses.append(loss.detach())
         return functools.reduce(torch.add, losses)
 
+    def _versions(self) -> dict[str, tuple[int, int]]:
+        """What tells whether somebody has written to a parameter, or given it other memory."""
+        return {name: (each._version, each.data_ptr()) for name, each in self.netG.named_parameters()}
+
     def _check_all_are_used(self) -> None:
         unused = [name for name, each in self.netG.named_parameters() if each.requires_grad and each.grad is None]
         if unused:
@@ -276,12 +287,6 @@ class ModelPlain(ModelBase):
             raise NonFiniteLossError(f"{what}; {skipped} steps in a row were skipped, train.nonfinite_max_skips")
         logger.warning("Skipped %s (%d in a row).", what, self.num_skipped_in_a_row)
         return True
-
-    @torch.no_grad()
-    def restore_buffers(self, buffers: Sequence[torch.Tensor]) -> None:
-        """Give netG's buffers the values that they had before a forward pass."""
-        for buffer, before in zip(self.netG.buffers(), buffers, strict=True):  # they may be others than before
-            buffer.copy_(before)
 
 
 def _loosely(part: str) -> str:

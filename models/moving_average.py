@@ -2,12 +2,15 @@
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn as nn
 
+from models.buffers import is_expanded
 from models.model_base import has_own_buffers
+
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 _ALIGNMENT = 64
 """Elements: every tensor begins a cache line, whatever its type."""
@@ -27,7 +30,7 @@ class MovingAverage:
         self._must_list_again = has_own_buffers(source)
         self._parameters: list[nn.Parameter] = []
         self._places: list[int] = []
-        self._infinite: set[int] = set()
+        self._infinite: set[str] = set()
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
@@ -45,25 +48,30 @@ class MovingAverage:
     def _begin(self) -> None:
         pairs = self._pairs()
         self._parameters = list(self._nets[1].parameters())
-        first_buffer = len(self._parameters)
-        self._infinite = {place for place in range(first_buffer, len(pairs)) if not pairs[place][1].isfinite().all()}
+        buffers = {name for name, _ in self._nets[1].named_buffers()}
+        self._infinite = {name for name in pairs.keys() & buffers if not pairs[name][1].isfinite().all()}
         may_move = not self._must_list_again and not self._infinite
-        if may_move and all(map(_fill_storages_of_their_own, zip(*pairs, strict=True))):
-            pairs = _move_together(pairs)
+        if may_move and all(map(_fill_storages_of_their_own, zip(*pairs.values(), strict=True))):
+            pairs = {str(number): pair for number, pair in enumerate(_move_together([*pairs.values()]))}
         self._list(pairs)
         self._places = self._find_places()
 
     def _find_places(self) -> list[int]:
         return list(map(torch.Tensor.data_ptr, self._parameters))
 
-    def _pairs(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        average, source = ((*net.parameters(), *net.buffers()) for net in self._nets)
-        return list(zip(average, source, strict=True))
+    def _pairs(self) -> dict[str, Pair]:
+        """By name; without caches of forward passes, which one network may have and the other not, or not yet."""
+        average, source = ({**dict(net.named_parameters()), **dict(net.named_buffers())} for net in self._nets)
+        return {
+            name: (average[name], value)
+            for name, value in source.items()
+            if name in average and average[name].shape == value.shape and not is_expanded(average[name])
+        }
 
-    def _list(self, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        copied = self._infinite | {place for place, (_, value) in enumerate(pairs) if not value.is_floating_point()}
-        floats = [(mean.detach(), value.detach()) for place, (mean, value) in enumerate(pairs) if place not in copied]
-        others = [(mean.detach(), value.detach()) for place, (mean, value) in enumerate(pairs) if place in copied]
+    def _list(self, pairs: Mapping[str, Pair]) -> None:
+        copied = self._infinite | {name for name, (_, value) in pairs.items() if not value.is_floating_point()}
+        floats = [(mean.detach(), value.detach()) for name, (mean, value) in pairs.items() if name not in copied]
+        others = [(mean.detach(), value.detach()) for name, (mean, value) in pairs.items() if name in copied]
         self._averages, self._sources = [mean for mean, _ in floats], [value for _, value in floats]
         self._copies, self._originals = [mean for mean, _ in others], [value for _, value in others]
 
@@ -74,7 +82,7 @@ def _fill_storages_of_their_own(tensors: Sequence[torch.Tensor]) -> bool:
     return are_full and len({storage.data_ptr() for storage in storages}) == len(tensors)
 
 
-def _move_together(pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _move_together(pairs: Sequence[Pair]) -> list[Pair]:
     """Move the memory of all pairs of one type into two buffers of one layout, and return the buffers.
 
     Every tensor stays the object that it is, with its shape; the first of a pair gets the strides of the second. What

@@ -31,7 +31,23 @@ def without_dynamo(optimizer: type[T]) -> type[T]:
 
 Adam = without_dynamo(torch.optim.Adam)
 AdamW = without_dynamo(torch.optim.AdamW)
-SGD = without_dynamo(torch.optim.SGD)
+
+
+class SGD(without_dynamo(torch.optim.SGD)):  # type: ignore[misc]
+    """torch's, whose fused kernel fails where a parameter gets its first gradient after others have a momentum."""
+
+    def _init_group(
+        self, group: dict[str, Any], params: list[torch.Tensor], grads: list[torch.Tensor],
+        momentum_buffers: list[torch.Tensor | None],
+    ) -> bool:  # fmt: skip
+        has_sparse_grad: bool = super()._init_group(group, params, grads, momentum_buffers)
+        is_missing = [momentum is None for momentum in momentum_buffers]
+        if any(is_missing) and not all(is_missing):  # from zero the first momentum is the gradient, as it should be
+            momentum_buffers[:] = [
+                torch.zeros_like(parameter) if momentum is None else momentum
+                for parameter, momentum in zip(params, momentum_buffers, strict=True)
+            ]
+        return has_sparse_grad
 
 
 def adam(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
@@ -68,6 +84,8 @@ def define_optimizer(net: nn.Module, train: TrainOptions) -> torch.optim.Optimiz
         raise UserError("netG: no parameter is trained; it has none, or all are frozen")
     if unknown := [name for name, parameter in named if not parameter.is_floating_point()]:
         raise UserError(f"netG: {unknown[0]!r} is {net.get_parameter(unknown[0]).dtype}; only real numbers are trained")
+    if sparse := [name for name, module in net.named_modules() if getattr(module, "sparse", False)]:
+        raise UserError(f"netG: {sparse[0]!r} has sparse gradients, which no optimizer here takes; use sparse=False")
     decay = train.G_optimizer_wd
     if not decay:
         groups: Groups = [{"params": named, "weight_decay": 0.0}]
@@ -97,7 +115,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
             continue
         optimizer.state[parameter] = fitting
         restored += 1
-    if saved["state"] and restored < len(trainable):
+    num_known = sum(len(group["params"]) for group in saved["param_groups"])
+    # A parameter that has had no gradient yet has no state either.
+    if saved["state"] and (restored < len(saved["state"]) or num_known < len(trainable)):
         logger.warning("optimizerG: the state of %d of %d parameters was restored.", restored, len(trainable))
     _log_differences(optimizer, saved)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from models.buffers import KeptBuffers
 from models.evaluate import build_metrics
 from models.model_plain import Batch, ModelPlain, copied
 from utils.utils_error import UserError
@@ -15,7 +16,7 @@ def probe_training(model: ModelPlain, batch: Batch) -> None:
     net, loss, shape = model.opt.netG.net_type, model.opt.train.G_lossfn_type, tuple(batch["input"].shape[1:])
     misfit = f"netG ({net}) and {loss} do not fit the data, whose inputs are {shape}"
     with _explained(misfit, "; check the arguments of netG and the loss"):
-        buffers = [buffer.clone() for buffer in model.netG.buffers()]
+        buffers = KeptBuffers(model.netG)
         model.feed_data(copied(batch))
         with model.autocast():
             output: object = model.netG_forward(model.netG)
@@ -25,8 +26,7 @@ def probe_training(model: ModelPlain, batch: Batch) -> None:
                 "return that, or override netG_forward in a model of your own"
             )
         _check_loss(loss, model.lossfn(output.float(), model.target))
-        model.restore_buffers(buffers)
-        model.test_loss(model.test({key: value[:2] for key, value in copied(batch).items()}))
+        buffers.restore()
 
 
 def probe_test(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_classes: int | None = None) -> None:

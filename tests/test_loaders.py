@@ -2,12 +2,16 @@
 
 import itertools
 import json
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import torch.utils.data
 
+from data import loaders
 from data.loaders import define_train_loader
 from data.select_dataset import DataSource, define_dataset
 from data.train_stream import TrainStream
@@ -60,3 +64,45 @@ def test_the_ranks_share_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     each = source(tmp_path, resident=False, dataloader_num_workers=asked)
     assert next(define_train_loader(each, stream(each, TWO_RANKS[0]), TWO_RANKS[0], 0, 0)) == (1, [])
     assert found == [started]
+
+
+class Augmenting:
+    """Samples of numbers from all three global generators, as many a data set augments."""
+
+    fingerprint = "augmenting"
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        drawn = [float(torch.rand(())), np.random.rand(), random.random()]  # noqa: NPY002
+        return {"input": torch.tensor([index, *drawn]), "target": index, "name": str(index)}
+
+
+def augmented(start_iter: int, num_workers: int, num_ranks: int = 1, seed: int = 0) -> torch.Tensor:
+    """The inputs of the iterations from start_iter + 1 to 6: (iterations, BATCH, 4)."""
+    options = DatasetOptions(dataset_type="fer2013", resident=False, dataloader_num_workers=num_workers)
+    each = DataSource("train", Augmenting(), options, None)
+    parts = []
+    for rank in range(num_ranks):
+        dist = Dist(rank=rank, world_size=num_ranks)
+        batches = define_train_loader(each, stream(each, dist), dist, seed, start_iter)
+        parts.append(torch.stack([batch["input"] for _, [batch] in itertools.islice(batches, 6 - start_iter)]))
+        del batches  # and its workers
+    return torch.cat(parts, dim=1)
+
+
+def test_what_a_data_set_draws_depends_on_the_seed_and_the_position_alone() -> None:
+    whole = augmented(0, num_workers=0)
+    for place in range(1, 4):
+        assert whole[..., place].unique().numel() == 6 * BATCH  # also where an epoch repeats a sample
+    assert torch.equal(augmented(0, num_workers=2), whole)
+    assert torch.equal(augmented(3, num_workers=0), whole[3:])
+    assert torch.equal(augmented(3, num_workers=1), whole[3:])
+    assert torch.equal(augmented(0, num_workers=0, num_ranks=2), whole)
+    assert not torch.equal(augmented(0, num_workers=0, seed=1), whole)
+
+
+def test_a_data_set_that_draws_as_it_likes_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "seed_cpu_generators", lambda _seed: None)
+    assert not torch.equal(augmented(3, num_workers=0), augmented(0, num_workers=0)[3:])

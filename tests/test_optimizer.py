@@ -96,7 +96,8 @@ def test_options_reach_the_optimizers() -> None:
     adamw = define_optimizer(net, options("adamw", G_optimizer_betas=[0.5, 0.6]))
     assert (type(adamw).__base__, adamw.defaults["betas"]) == (torch.optim.AdamW, (0.5, 0.6))
     sgd = define_optimizer(net, options("sgd", G_optimizer_momentum=0.7, G_optimizer_nesterov=False))
-    assert (type(sgd).__base__, sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (torch.optim.SGD, 0.7, False)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert (sgd.defaults["momentum"], sgd.defaults["nesterov"]) == (0.7, False)
     without = define_optimizer(net, options("sgd", G_optimizer_momentum=0.0))  # torch refuses nesterov without momentum
     assert (without.defaults["momentum"], without.defaults["nesterov"]) == (0, False)
 
@@ -297,3 +298,20 @@ def test_a_fresh_optimizers_file_restores_nothing_quietly(logged: pytest.LogCapt
     load_optimizer(new, through_file(define_optimizer(net, options()).state_dict()), net)
     assert messages(logged.records, logging.WARNING) == ""
     steps(net, new, 1, 1)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_takes_a_parameter_whose_first_gradient_comes_later(momentum: float) -> None:
+    """The oracle is torch's loop over the parameters, which keeps no list of momenta."""
+    nets = [nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    ours = define_optimizer(nets[0], options("sgd", G_optimizer_lr=0.1, G_optimizer_momentum=momentum))
+    loop = torch.optim.SGD(nets[1].parameters(), lr=0.1, momentum=momentum, nesterov=momentum > 0, foreach=False)
+    for step in range(4):
+        for net, optimizer in zip(nets, (ours, loop), strict=True):
+            optimizer.zero_grad(set_to_none=True)
+            x = torch.arange(6.0).view(2, 3) + step
+            (net(x) if step > 1 else net[1](x)).square().mean().backward()
+            optimizer.step()
+    for mine, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)

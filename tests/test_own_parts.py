@@ -13,6 +13,7 @@ import torch.nn as nn
 import main_train
 from data.select_dataset import DATASETS
 from models import probe
+from models.buffers import KeptBuffers
 from models.learning_rate import SCHEDULES
 from models.loss import LOSSES
 from models.select_network import NETWORKS
@@ -127,6 +128,82 @@ def test_a_probe_on_what_is_trained_on_would_be_noticed(
     monkeypatch.setattr(probe, "copied", dict)
     with pytest.raises(AssertionError):
         test_a_network_that_writes_to_its_input_resumes_exactly(launch, tmp_path)
+
+
+class Late(nn.Module):
+    """The first layer in the order of the network takes part from the third iteration on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late, self.layer = nn.Linear(64, NUM_CLASSES), nn.Linear(64, NUM_CLASSES)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.training:
+            self.get_buffer("count").add_(1)
+        return (
+            self.layer(x) + self.late(x) if self.get_buffer("count") > 4 else self.layer(x)
+        )  # two passes an iteration
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_parameter_that_comes_later_resumes_exactly(launch: Launch, tmp_path: Path, optimizer: str) -> None:
+    assert launch("whole", net=Late, train__G_optimizer_type=optimizer) == 0
+    assert launch("parts", net=Late, train__G_optimizer_type=optimizer, train__total_iter=4) == 0
+    assert launch("parts", net=Late, train__G_optimizer_type=optimizer) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+class Cached(Linear):
+    """Buffers as position encodings and masks are kept: filled by a forward pass, replaced, and an expanded one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("filled", None, persistent=False)
+        self.register_buffer("grown", torch.zeros(0), persistent=False)
+        self.register_buffer("expanded", torch.ones(1, 64).expand(8, 64), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.filled is None:
+            self.filled = torch.ones(64)
+        if self.training:
+            self.register_buffer("of_training", x.detach().mean(), persistent=False)
+        if not len(self.get_buffer("grown")):
+            self.grown = torch.ones(64)
+        return self.layer(x * self.filled * self.get_buffer("grown") * self.get_buffer("expanded")[0])
+
+
+def test_a_pass_that_leaves_no_trace_puts_back_the_buffers_themselves() -> None:
+    net = Cached()
+    net.register_buffer("written", torch.zeros(2))
+    before = dict(net._buffers)
+    kept = KeptBuffers(net)
+    net(torch.ones(8, 64))
+    net.get_buffer("written").add_(1)
+    kept.restore()
+    assert net._buffers.keys() == before.keys()
+    assert all(net._buffers[name] is buffer for name, buffer in before.items())
+    assert net.get_buffer("written").tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_caches_in_buffers_are_no_obstacle(launch: Launch, tmp_path: Path, nonfinite: str) -> None:
+    assert launch("cached", net=Cached, train__nonfinite=nonfinite) == 0
+    assert launch("plain", train__nonfinite=nonfinite) == 0
+    assert files(tmp_path / "cached") == files(tmp_path / "plain")
+
+
+class Volume(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv3d(1, 2, 3), nn.Conv2d(4, NUM_CLASSES, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.head(self.layer(x.view(-1, 1, 4, 4, 4)).flatten(1, 2)).flatten(1)
+
+
+def test_channels_last_leaves_weights_of_five_dimensions_alone(launch: Launch) -> None:
+    assert launch(net=Volume, train__channels_last=True) == 0
 
 
 class Masked(Linear):
@@ -250,6 +327,12 @@ class Complex(Linear):
         self.turn = nn.Parameter(torch.ones(1, dtype=torch.complex64))
 
 
+class Sparse(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(4, 4, sparse=True)
+
+
 class Lazy(Linear):
     def __init__(self) -> None:
         super().__init__()
@@ -289,6 +372,7 @@ class AsText:
         ({"net": Detached}, "depends on no parameter of netG that is trained"),
         ({"net": Frozen}, "netG: no parameter is trained"),
         ({"net": Complex}, "netG: 'turn' is torch.complex64"),
+        ({"net": Sparse}, "netG: 'words' has sparse gradients"),
         ({"net": Lazy}, "netG (own): 'layer.weight' has no shape before the first forward pass"),
         ({"loss": EachSample}, "own gives a loss of shape (4,)"),
         ({"loss": AsNumber}, "own gives a loss that is a float"),

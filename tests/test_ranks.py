@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models import model_base, model_plain
 from models.model_base import ModelBase, has_own_buffers
 from models.model_plain import ModelPlain
-from tests.helpers import class_batch, free_port, net_options, same_tensors
+from tests.helpers import class_batch, free_port, messages, net_options, same_tensors
 from tests.run_helpers import PROJECT
 from utils import utils_dist
 from utils.utils_dist import Dist, process_group
@@ -50,6 +51,20 @@ class HalfUsed(nn.Module):
         self.frozen = nn.Parameter(torch.zeros(1), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(x.flatten(1))
+        return logits
+
+
+class Clamping(nn.Module):
+    """Writes to its weights in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(256, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.head.weight.clamp_(-0.01, 0.01)
         logits: torch.Tensor = self.head(x.flatten(1))
         return logits
 
@@ -94,6 +109,7 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
                 net = define()
                 torch.save(trained(net, wrap(net), rank), folder / f"{name}_{way}_{rank}.pth")
         (folder / f"refusal_{rank}.txt").write_text(refusal_of_half_used(dist, rank))
+        (folder / f"warning_{rank}.txt").write_text(warning_of_clamping(dist, rank))
         # Dynamo's own backend needs no C++ compiler.
         torch.compile = functools.partial(torch.compile, backend="eager")  # type: ignore[assignment]
         model_base.shutil.which = lambda name: name  # type: ignore[attr-defined]
@@ -108,6 +124,17 @@ def refusal_of_half_used(dist: Dist, rank: int) -> str:
     with pytest.raises(UserError) as caught:
         ModelPlain(net_options(), dist, 0).rebuild_buckets([class_batch(rank)])
     return str(caught.value)
+
+
+def warning_of_clamping(dist: Dist, rank: int) -> str:
+    """What the same says of a network that writes to its weights."""
+    model_plain.define_G = lambda _options: Clamping()
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign, assignment]
+    logging.getLogger("longhaul").addHandler(handler)
+    ModelPlain(net_options(), dist, 0).rebuild_buckets([class_batch(rank)])
+    return messages(records)
 
 
 def kept_and_summed(model: ModelBase, rank: int) -> Weights:
@@ -168,6 +195,12 @@ def test_parameters_that_take_no_part_in_the_loss_are_named(folder: Path, rank: 
     refusal = (folder / f"refusal_{rank}.txt").read_text()
     assert "'idle.weight', 'idle.bias' took no part in the loss of the first batch" in refusal
     assert "requires_grad_(False)" in refusal
+
+
+@pytest.mark.parametrize("rank", range(NUM_RANKS))
+def test_weights_that_a_forward_pass_writes_to_are_named(folder: Path, rank: int) -> None:
+    said = (folder / f"warning_{rank}.txt").read_text()
+    assert "writes to 'head.weight' in its forward pass: the weights of several ranks drift apart" in said
 
 
 def test_ranks_that_read_buffers_of_their_own_would_be_noticed(folder: Path) -> None:

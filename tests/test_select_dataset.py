@@ -293,7 +293,7 @@ def global_state() -> list[Any]:
     return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # noqa: NPY002
 
 
-@pytest.mark.parametrize("given", [{}, {"resident": False}, {"resident": False, "dataloader_num_workers": 1}])
+@pytest.mark.parametrize("given", [{}, {"resident": False, "dataloader_num_workers": 1}])
 def test_loaders_leave_the_global_generators_alone(given: dict[str, Any]) -> None:
     before = global_state()
     train_batches(source(**given), 3)

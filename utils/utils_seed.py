@@ -38,11 +38,16 @@ def permutation(seed: int, purpose: str, epoch: int, num: int) -> npt.NDArray[np
 
 def seed_global_generators(seed: int) -> None:
     """Seed Python's, NumPy's and torch's global generators (dropout, and whatever a user's network draws from)."""
+    seed_cpu_generators(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed(seed)
+
+
+def seed_cpu_generators(seed: int) -> None:
+    """The same without a GPU's, which a loader worker must not touch."""
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)  # noqa: NPY002 - the legacy generator is what user code may draw from
     torch.default_generator.manual_seed(seed)  # torch.manual_seed costs up to 0.2 ms: it visits every backend
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed(seed)
 
 
 def _mix(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

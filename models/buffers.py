@@ -1,4 +1,4 @@
-"""Buffers that no file holds, which a resume starts afresh."""
+"""A network's buffers: as they were before a pass that leaves no trace, and those that no file holds."""
 
 import logging
 
@@ -8,6 +8,23 @@ import torch.nn as nn
 from models.model_base import listing
 
 logger = logging.getLogger("longhaul")
+
+
+class KeptBuffers:
+    """The buffers of a network before a forward pass, which may write to them, replace them or add some."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self._kept = [(module, dict(module._buffers)) for module in net.modules()]
+        self._values = [(buffer, buffer.clone()) for buffer in net.buffers() if not is_expanded(buffer)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the same tensors back, with the same values."""
+        for module, buffers in self._kept:
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        for buffer, value in self._values:
+            buffer.copy_(value)
 
 
 class UnsavedBuffers:
@@ -33,3 +50,8 @@ class UnsavedBuffers:
         saved = net.state_dict().keys()
         unsaved = {f"netG.{name}": buffer for name, buffer in net.named_buffers() if name not in saved}
         return {**unsaved, **{f"lossfn.{name}": buffer for name, buffer in lossfn.named_buffers()}}
+
+
+def is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether elements share memory, as those of expand() do: nothing can be written to them."""
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
