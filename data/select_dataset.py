@@ -177,6 +177,8 @@ def _check(source: DataSource) -> None:
     if not isinstance(dataset, ResidentDataset):
         return
     tensors = dataset.resident()
+    if missing := {"input", "target"} - tensors.keys():
+        raise UserError(f"{who}: resident() has no {min(missing)!r}; it must give 'input' and 'target'")
     for key, value in tensors.items():
         if not isinstance(value, torch.Tensor) or len(value) != len(dataset):
             found = f"{len(value)} rows" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"

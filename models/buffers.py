@@ -14,15 +14,18 @@ class KeptBuffers:
     """The buffers of a network before a forward pass, which may write to them, replace them or add some."""
 
     def __init__(self, net: nn.Module) -> None:
-        self._kept = [(module, dict(module._buffers)) for module in net.modules()]
+        self._kept = [(module, dict(module._buffers.items())) for module in net.modules()]
         self._values = [(buffer, buffer.clone()) for buffer in net.buffers() if not is_expanded(buffer)]
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put the same tensors back, with the same values."""
         for module, buffers in self._kept:
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            for name in set(module._buffers.keys()) - buffers.keys():
+                del module._buffers[name]
+            for name, buffer in buffers.items():
+                if module._buffers[name] is not buffer:
+                    module._buffers[name] = buffer
         for buffer, value in self._values:
             buffer.copy_(value)
 

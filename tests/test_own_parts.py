@@ -1,6 +1,7 @@
 """What a user's own network, loss, schedule or data set may do, and what it is told that it may not."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,35 @@ def test_caches_in_buffers_are_no_obstacle(launch: Launch, tmp_path: Path, nonfi
     assert files(tmp_path / "cached") == files(tmp_path / "plain")
 
 
+class Scripted(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.norm = torch.jit.script(nn.BatchNorm1d(64))  # type: ignore[no-untyped-call]
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(self.norm(x))
+
+
+class Normed(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(64)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(self.norm(x))
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_scripted_layer_trains_as_the_layer(launch: Launch, tmp_path: Path, nonfinite: str) -> None:
+    for task, net in (("scripted", Scripted), ("plain", Normed)):
+        assert launch(task, net=net, train__nonfinite=nonfinite) == 0
+    scripted, plain = (torch.load(tmp_path / task / "models/6_E.pth") for task in ("scripted", "plain"))
+    assert scripted.keys() == plain.keys()
+    assert all(torch.equal(scripted[name], value) for name, value in plain.items())
+
+
 class Volume(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -229,7 +259,9 @@ def test_what_no_set_could_hold_is_refused_before_training(
     assert "persistent=False" in said
     assert launch(net=MaskedInNoFile) == 0
     assert all(value.isfinite().all() for value in torch.load(tmp_path / "own/models/6_E.pth").values())
-    assert "test_loss: nan" not in (tmp_path / "own" / "train.log").read_text().lower()
+    log = (tmp_path / "own" / "train.log").read_text()
+    assert "Test Loss = " in log
+    assert "Test Loss = nan" not in log
 
 
 def test_a_schedule_may_give_numpy_s_numbers(launch: Launch, tmp_path: Path) -> None:
@@ -272,6 +304,11 @@ class TooShort(Resident):
         return {"input": self._input[:20], "target": self._target}
 
 
+class Nameless(Resident):
+    def resident(self) -> dict[str, Any]:
+        return {"input": self._input, "label": self._target}
+
+
 class Arrays(Resident):
     def resident(self) -> dict[str, Any]:
         return {"input": self._input.numpy(), "target": self._target}
@@ -281,6 +318,7 @@ class Arrays(Resident):
     ("data", "named"),
     [
         (FromOne, "targets from 1 to 3, and 3 classes are 0 to 2"),
+        (Nameless, "resident() has no 'target'; it must give 'input' and 'target'"),
         (TooShort, "resident()['input'] is 20 rows; it must be a tensor of 24 rows"),
         (Arrays, "resident()['input'] is a ndarray; it must be a tensor of 24 rows"),
     ],

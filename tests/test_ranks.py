@@ -21,7 +21,7 @@ from models.model_plain import ModelPlain
 from tests.helpers import class_batch, free_port, messages, net_options, same_tensors
 from tests.run_helpers import PROJECT
 from utils import utils_dist
-from utils.utils_dist import Dist, process_group
+from utils.utils_dist import Dist, leave_process_group, process_group
 from utils.utils_error import UserError
 
 NUM_RANKS = 2
@@ -299,3 +299,26 @@ def test_ranks_that_do_not_know_their_place_on_the_machine_are_refused(
     monkeypatch.delenv(missing)
     with pytest.raises(UserError, match=f"lacks {missing}: launch with torchrun"), process_group():
         pass
+
+
+@pytest.mark.parametrize(("backend", "is_destroyed"), [("gloo", True), ("nccl", False)])
+def test_a_group_whose_end_waits_for_all_ranks_is_not_ended_alone(
+    monkeypatch: pytest.MonkeyPatch, backend: str, is_destroyed: bool
+) -> None:
+    """NCCL's, while an error is on its way: the others may wait in turn for this rank."""
+    ended: list[bool] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        patch.setattr(torch.distributed, "get_backend", lambda: backend)
+        patch.setattr(torch.distributed, "destroy_process_group", lambda: ended.append(True))
+        leave_process_group()
+    assert bool(ended) == is_destroyed
+
+
+def test_a_sum_on_the_cpu_goes_through_the_group_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    control: Any = object()
+    groups: list[object] = []
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda _values, group: groups.append(group))
+    Dist(world_size=2, control=control).sum(torch.ones(1))
+    Dist(world_size=2, control=control).sum(torch.ones(1, device="meta"))
+    assert groups == [control, None]

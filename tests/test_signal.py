@@ -47,12 +47,15 @@ def test_a_failed_save_asks_for_a_stop_unless_a_signal_has(first: int | None, ex
 
 
 @pytest.mark.parametrize(("rank", "num_said"), [(0, 1), (1, 0)])
-def test_rank_0_says_at_once_that_it_will_stop(rank: int, num_said: int, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("number", "more"), [(signal.SIGTERM, ""), (signal.SIGINT, "; a second Ctrl-C stops at once")])
+def test_rank_0_says_at_once_that_it_will_stop(
+    rank: int, num_said: int, number: signal.Signals, more: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     with StopRequest(Dist(rank=rank)):
-        send(signal.SIGTERM)
+        send(number)
         send(signal.SIGTERM)
         said = capfd.readouterr().err
-    assert said == "SIGTERM: saves and stops after this iteration; a second Ctrl-C stops at once.\n" * num_said
+    assert said == f"{number.name}: saves and stops after this iteration{more}.\n" * num_said
 
 
 def test_handlers_are_restored() -> None:

@@ -136,7 +136,8 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         if not self._requested and self._dist.is_main:  # an iteration may take long, and a data set hang
-            _say(f"{signal.Signals(number).name}: saves and stops after this iteration; a second Ctrl-C stops at once.")
+            at_once = "; a second Ctrl-C stops at once" if number == signal.SIGINT else ""
+            _say(f"{signal.Signals(number).name}: saves and stops after this iteration{at_once}.")
         self._requested_at = self._requested_at or time.monotonic()
         self._requested = number
 
