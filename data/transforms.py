@@ -1,7 +1,8 @@
 """Batched tensor transforms (batch, positions, seed) -> batch, on the device that holds the batch.
 
 A batch is {"input": (B, C, H, W) float32 in [0, 1], "target": ..., "name": a sequence of str}. What a sample gets
-depends on (seed, its position in the stream) alone: equal for any number of ranks, workers and relaunches.
+depends on (seed, its position in the stream) alone: equal for any number of ranks, workers and relaunches. A transform
+that draws from a global generator instead is equal for any relaunch with as many ranks.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 from data.upload import upload
 from utils.utils_error import UserError
-from utils.utils_seed import seed_of, uniform
+from utils.utils_seed import seed_global_generators, seed_of, uniform
 from utils.utils_table import Table
 
 Batch = dict[str, Any]
@@ -270,6 +271,8 @@ class Pipeline:
     """
 
     def __init__(self, transforms: Sequence[Transform], seed: int) -> None:
+        self._seed = seed
+        self._is_random = any(each.is_random for each in transforms)
         self._steps: list[tuple[Transform, int]] = []
         for number, each in enumerate(transforms):
             alike = sum(type(other) is type(each) for other in transforms[:number])
@@ -278,6 +281,8 @@ class Pipeline:
     def __call__(self, batch: Batch, positions: Positions) -> Batch:
         images = {key: batch[key].float().div_(255) for key in ("input", "target") if batch[key].dtype == torch.uint8}
         batch = {**batch, **images}
+        if self._is_random:  # ours draw from `uniform`, those of others maybe from a global generator
+            seed_global_generators(seed_of(self._seed, "batch", int(positions[0])))
         for transform, seed in self._steps:
             batch = transform(batch, positions, seed)
         return batch

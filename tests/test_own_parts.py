@@ -1,5 +1,6 @@
 """What a user's own network, loss, schedule or data set may do, and what it is told that it may not."""
 
+import random
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,7 +13,9 @@ import torch
 import torch.nn as nn
 
 import main_train
+from data import transforms
 from data.select_dataset import DATASETS
+from data.transforms import TRANSFORMS
 from models import probe
 from models.buffers import KeptBuffers
 from models.learning_rate import SCHEDULES
@@ -129,6 +132,35 @@ def test_a_probe_on_what_is_trained_on_would_be_noticed(
     monkeypatch.setattr(probe, "copied", dict)
     with pytest.raises(AssertionError):
         test_a_network_that_writes_to_its_input_resumes_exactly(launch, tmp_path)
+
+
+class Noise:
+    """A transform that draws from the three global generators, as many a user's does."""
+
+    is_random = True
+
+    def __call__(self, batch: dict[str, Any], _positions: Any, _seed: int) -> dict[str, Any]:
+        drawn = np.random.rand() + random.random()  # noqa: NPY002
+        return {**batch, "input": batch["input"] + drawn * torch.rand_like(batch["input"])}
+
+
+def test_a_transform_that_draws_from_global_generators_resumes_exactly(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TRANSFORMS, "_entries", {**TRANSFORMS._entries, "own": Noise})
+    noisy = {"datasets__train__transforms": [{"type": "own"}]}
+    assert launch("plain") == launch("whole", **noisy) == 0
+    assert files(tmp_path / "plain") != files(tmp_path / "whole")
+    assert launch("parts", train__total_iter=3, **noisy) == launch("parts", **noisy) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_a_transform_that_draws_as_it_likes_would_be_noticed(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transforms, "seed_global_generators", lambda _seed: None)
+    with pytest.raises(AssertionError):
+        test_a_transform_that_draws_from_global_generators_resumes_exactly(launch, tmp_path, monkeypatch)
 
 
 class Late(nn.Module):
@@ -269,9 +301,9 @@ def test_a_schedule_may_give_numpy_s_numbers(launch: Launch, tmp_path: Path) -> 
     assert (tmp_path / "own" / "models" / "6_manifest.json").exists()
 
 
-@pytest.mark.parametrize("factor", [float("nan"), -0.1, float("inf")])
+@pytest.mark.parametrize("factor", [float("nan"), -0.1, float("inf"), None])
 def test_a_schedule_that_gives_no_rate_is_named(
-    launch: Launch, capsys: pytest.CaptureFixture[str], factor: float
+    launch: Launch, capsys: pytest.CaptureFixture[str], factor: float | None
 ) -> None:
     assert launch(schedule=lambda current_iter, _train: 1.0 if current_iter < 4 else factor) == 2
     said = capsys.readouterr()
