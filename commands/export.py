@@ -139,7 +139,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 def _samples(trained: TrainedModel, num_samples: int) -> _Samples:
     """Inputs spread over datasets.test; random ones where there are no data."""
     try:
-        source = trained.test_source(None)
+        source = trained.test_source(None, is_judged=False)
     except UserError as error:
         if trained.input_shape is None:
             raise

@@ -43,8 +43,9 @@ class TrainedModel:
     class_names: empty where targets are no classes. input_shape: (C, H, W) of the raw images that the network was
     trained on; None if neither the file nor the data set says. recorded: the metrics that its run measured on
     `recorded_split` of datasets.test; empty if it measured none. synthetic: what stood in for missing data, in words.
-    experiment: the folder of its run; None for a file that was taken out of it. fingerprint: of the data that
-    `recorded` was measured on, device: that it was measured with; None if the file does not say.
+    is_of_real_data: whether the file says that it learned from real samples. experiment: the folder of its run; None for
+    a file that was taken out of it. fingerprint: of the data that `recorded` was measured on, device: that it was
+    measured with; None if the file does not say.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class TrainedModel:
     recorded: Mapping[str, MetricValue]
     recorded_split: str | None
     synthetic: str | None
+    is_of_real_data: bool
     experiment: Path | None
     fingerprint: str | None = None
     device: str | None = None
@@ -93,8 +95,11 @@ class TrainedModel:
 
         return predict
 
-    def test_source(self, split: str | None) -> DataSource:
-        """datasets.test of the options, or another split of it."""
+    def test_source(self, split: str | None, is_judged: bool = True) -> DataSource:
+        """datasets.test of the options, or another split of it.
+
+        is_judged: how good the model is on them matters; what real samples taught is not judged by generated ones.
+        """
         if "test" not in self.opt.datasets:
             raise UserError(
                 f"{self.path}: its options have no datasets.test; add one with --set datasets.test.dataroot=..."
@@ -102,7 +107,13 @@ class TrainedModel:
         tested = self.opt.datasets["test"]
         if split is not None:
             tested = type(tested)(**{**dict(tested), **tested.arguments, "split": split})
-        return define_dataset("test", tested)
+        source = define_dataset("test", tested)
+        if is_judged and source.synthetic and self.is_of_real_data:
+            raise UserError(
+                f"{self.path} learned from real samples, and would be tested on {source.synthetic}. Bring the data back, or name "
+                "their place with --set datasets.test.dataroot=..."
+            )
+        return source
 
     def _input_options(self) -> tuple[str, DatasetOptions]:
         """datasets.test, or datasets.train without its random transforms, and its name."""
@@ -158,7 +169,8 @@ def _self_contained(
     shape = content.get("input", {}).get("shape") or _input_shape(opt)
     return TrainedModel(
         file, opt, iteration=int(content["iter"]), epoch=content["epoch"], class_names=classes, input_shape=shape,
-        recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"), experiment=experiment,
+        recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"),
+        is_of_real_data=content.get("synthetic", "") is None, experiment=experiment,
         fingerprint=content.get("fingerprint"), device=content.get("device"),
     )  # fmt: skip
 
@@ -168,7 +180,7 @@ def _part_of_a_set(
 ) -> TrainedModel:
     option_file = option_file or _newest_options(file, experiment)
     opt = _validated(utils_option.to_dict(utils_option.parse(option_file)), overrides, file)
-    epoch, fingerprint, device = None, None, None
+    epoch, fingerprint, device, is_of_real_data = None, None, None, False
     tested = "E" if opt.train.E_decay > 0 else "G"
     if (path := file.with_name(manifest_name(iteration))).is_file():
         try:
@@ -177,6 +189,7 @@ def _part_of_a_set(
             raise UserError(f"{file}: its checkpoint set is damaged: {error}; take another set") from error
         epoch, fingerprint = manifest.epoch, Progress(**manifest.progress).judged_on or None
         device = manifest.machine.get("device")
+        is_of_real_data = manifest.stream.get("synthetic", "") is None
         tested = "E" if "E" in manifest.files else "G"  # the options may have changed since
     recorded: Mapping[str, MetricValue] = {}
     if experiment and part == tested:
@@ -184,8 +197,8 @@ def _part_of_a_set(
     split = opt.datasets["test"].arguments.get("split") if "test" in opt.datasets else None
     return TrainedModel(
         file, opt, iteration=iteration, epoch=epoch, class_names=tuple(_class_of_data(opt, "class_names") or ()),
-        input_shape=_input_shape(opt), recorded=recorded, recorded_split=split, synthetic=None, experiment=experiment,
-        fingerprint=fingerprint, device=device,
+        input_shape=_input_shape(opt), recorded=recorded, recorded_split=split, synthetic=None,
+        is_of_real_data=is_of_real_data, experiment=experiment, fingerprint=fingerprint, device=device,
     )  # fmt: skip
 
 

@@ -86,6 +86,26 @@ def test_a_note_in_the_metrics_is_no_record(
     assert "recorded          the same" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["best_model.pth", "60_E.pth"])
+def test_what_real_samples_taught_is_not_judged_by_generated_ones(
+    trained: Path, verify: Command, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    small = {"dataset_type": "synthetic_faces", "num_training": 7, "num_public_test": 7, "num_private_test": 7}
+    absent = (
+        "--set", "datasets.test.dataroot=absent.csv", "--set", f"datasets.test.fallback={json.dumps(small)}",
+        "--output", tmp_path / "out",
+    )  # fmt: skip
+    assert verify(trained / kind, *absent) == command("samples", trained / kind, *absent) == 2
+    said = capsys.readouterr().err
+    assert said.count("Bring the data back, or name their place") == 2
+    assert f"{kind} learned from real samples, and would be tested on synthetic_faces, because there is no" in said
+    assert not (tmp_path / "out").exists()
+    content = torch.load(trained / "best_model.pth", weights_only=True)
+    torch.save({**content, "synthetic": "synthetic_faces, because"}, tmp_path / "taught_by_generated.pth")
+    assert verify(tmp_path / "taught_by_generated.pth", *absent) == 0
+    assert "SYNTHETIC DATA" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("factor", "status"), [(1.004, 0), (0.9, 1)])
 def test_another_device_may_differ_a_little(
     trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, factor: float, status: int
