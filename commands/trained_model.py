@@ -43,8 +43,8 @@ class TrainedModel:
     class_names: empty where targets are no classes. input_shape: (C, H, W) of the raw images that the network was
     trained on; None if neither the file nor the data set says. recorded: the metrics that its run measured on
     `recorded_split` of datasets.test; empty if it measured none. synthetic: what stood in for missing data, in words.
-    is_of_real_data: whether the file says that it learned from real samples. experiment: the folder of its run; None for
-    a file that was taken out of it. fingerprint: of the data that `recorded` was measured on, device: that it was
+    is_of_real_data: whether the file says that it learned from real samples. experiment: the folder of its run; None
+    for a file that was taken out of it. fingerprint: of the data that `recorded` was measured on, device: that it was
     measured with; None if the file does not say.
     """
 
@@ -110,8 +110,8 @@ class TrainedModel:
         source = define_dataset("test", tested)
         if is_judged and source.synthetic and self.is_of_real_data:
             raise UserError(
-                f"{self.path} learned from real samples, and would be tested on {source.synthetic}. Bring the data back, or name "
-                "their place with --set datasets.test.dataroot=..."
+                f"{self.path} learned from real samples, and would be tested on {source.synthetic}. Bring the data "
+                "back, or name their place with --set datasets.test.dataroot=..."
             )
         return source
 

@@ -1,11 +1,14 @@
 """A network's buffers: as they were before a pass that leaves no trace, and those that no file holds."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn as nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from models.model_base import listing
+from utils.utils_error import listing
 
 logger = logging.getLogger("longhaul")
 
@@ -28,6 +31,21 @@ class KeptBuffers:
                     module._buffers[name] = buffer
         for buffer, value in self._values:
             buffer.copy_(value)
+
+
+def fill_placeholders(net: nn.Module, state: Mapping[str, Any]) -> None:
+    """Put what `state` holds into persistent buffers that are None or empty until a forward pass makes them.
+
+    Norms without running statistics have None for good.
+    """
+    device = next((parameter.device for parameter in net.parameters()), None)
+    for prefix, module in net.named_modules(remove_duplicate=False):
+        for name, buffer in module._buffers.items():
+            value = state.get(f"{prefix}.{name}".removeprefix("."))
+            if isinstance(module, _NormBase) or name in module._non_persistent_buffers_set:
+                continue
+            if isinstance(value, torch.Tensor) and (buffer is None or not buffer.numel()):
+                module._buffers[name] = value.to(device, copy=True)
 
 
 class UnsavedBuffers:

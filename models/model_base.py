@@ -11,9 +11,10 @@ import torch
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 
+from models.buffers import fill_placeholders
 from utils.utils_device import chosen_amp
 from utils.utils_dist import Dist
-from utils.utils_error import UserError
+from utils.utils_error import UserError, listing
 from utils.utils_option import Options
 from utils.utils_state_file import load_state
 
@@ -92,12 +93,14 @@ def load_network(net: nn.Module, path: str | Path, strict: bool, prefer_ema: boo
     Accepts flat state dicts, KAIR's `params` / `params_ema` wrappers, our self-contained models, and names that start
     with `module.`; of several state dicts in one file, the one that fits best (with prefer_ema, `params_ema` first).
     """
-    wanted = net.state_dict()
     candidates = _state_dicts(load_state(path), prefer_ema)
     if not candidates:
         raise UserError(f"{path}: holds no state dict (a mapping of names to tensors)")
-    state = max(candidates, key=lambda each: len(_fitting(each, wanted)))  # the first of equals
-    fitting = _fitting(state, wanted)
+    own = net.state_dict()
+    state = max(candidates, key=lambda each: len(fitting_tensors(each, own)))  # the first of equals
+    fill_placeholders(net, state)
+    wanted = net.state_dict()
+    fitting = fitting_tensors(state, wanted)
     missing = [name for name in wanted if name not in state]
     unexpected = [name for name in state if name not in wanted]
     mismatched = [name for name in wanted if name in state and name not in fitting]
@@ -120,7 +123,8 @@ def _state_dicts(content: Any, prefer_ema: bool) -> list[StateDict]:
     return [*flat, *bare]  # a network may have a layer of its own that is called module
 
 
-def _fitting(state: StateDict, wanted: StateDict) -> dict[str, torch.Tensor]:
+def fitting_tensors(state: StateDict, wanted: StateDict) -> dict[str, torch.Tensor]:
+    """What of `state` a network can load whose state dict is `wanted`."""
     return {name: value for name, value in state.items() if name in wanted and _fits(name, value, wanted[name])}
 
 
@@ -144,9 +148,3 @@ def _report(
         shapes = f"{given} in the file, {list(wanted[first].shape)} in netG"
         said.append(f"{listing(mismatched)} has another shape ({shapes})")
     return f"{name} {', and '.join(said)}" if said else ""
-
-
-def listing(names: list[str]) -> str:
-    """The first three, quoted, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(repr(name) for name in names[:3]) + more

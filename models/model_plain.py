@@ -10,17 +10,17 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from models.buffers import KeptBuffers, UnsavedBuffers
+from models.buffers import KeptBuffers, UnsavedBuffers, fill_placeholders
 from models.learning_rate import learning_rate
 from models.loss import LOSSES
 from models.loss_meter import LossMeter, NonFiniteLossError
-from models.model_base import ModelBase, listing, load_network
+from models.model_base import ModelBase, load_network
 from models.moving_average import MovingAverage
 from models.optimizer import define_optimizer, load_optimizer
 from models.select_network import define_G
 from utils.utils_checkpoint import ResumePoint
 from utils.utils_dist import Dist
-from utils.utils_error import UserError
+from utils.utils_error import UserError, listing
 from utils.utils_file import project_path
 from utils.utils_option import Options, TrainOptions
 from utils.utils_seed import seed_global_generators, seed_of
@@ -228,7 +228,9 @@ class ModelPlain(ModelBase):
             if "E" in files:
                 load_network(self.netE, files["E"], train.E_param_strict, prefer_ema=True, advice=_loosely("E"))
             else:
-                self.netE.load_state_dict(self.netG.state_dict())
+                state = self.netG.state_dict()
+                fill_placeholders(self.netE, state)
+                self.netE.load_state_dict(state)
                 if resume is not None:
                     logger.warning("No E file at iteration %d: netE starts from netG.", resume.iteration)
         if "optimizerG" in files:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn as nn
 
-from models.buffers import is_expanded
+from models.buffers import fill_placeholders, is_expanded
 from models.model_base import has_own_buffers
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -27,7 +27,7 @@ class MovingAverage:
 
     def __init__(self, average: nn.Module, source: nn.Module) -> None:
         self._nets = average, source
-        self._must_list_again = has_own_buffers(source)
+        self._must_list_again = False
         self._parameters: list[nn.Parameter] = []
         self._places: list[int] = []
         self._infinite: set[str] = set()
@@ -46,6 +46,7 @@ class MovingAverage:
             torch._foreach_copy_(self._copies, self._originals)
 
     def _begin(self) -> None:
+        self._must_list_again = has_own_buffers(self._nets[1])
         pairs = self._pairs()
         self._parameters = list(self._nets[1].parameters())
         buffers = {name for name, _ in self._nets[1].named_buffers()}
@@ -61,7 +62,10 @@ class MovingAverage:
 
     def _pairs(self) -> dict[str, Pair]:
         """By name; without caches of forward passes, which one network may have and the other not, or not yet."""
-        average, source = ({**dict(net.named_parameters()), **dict(net.named_buffers())} for net in self._nets)
+        average, source = map(_tensors, self._nets)
+        if any(name not in average or average[name].shape != value.shape for name, value in source.items()):
+            fill_placeholders(self._nets[0], self._nets[1].state_dict())
+            average = _tensors(self._nets[0])
         return {
             name: (average[name], value)
             for name, value in source.items()
@@ -74,6 +78,10 @@ class MovingAverage:
         others = [(mean.detach(), value.detach()) for name, (mean, value) in pairs.items() if name in copied]
         self._averages, self._sources = [mean for mean, _ in floats], [value for _, value in floats]
         self._copies, self._originals = [mean for mean, _ in others], [value for _, value in others]
+
+
+def _tensors(net: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(net.named_parameters()), **dict(net.named_buffers())}
 
 
 def _fill_storages_of_their_own(tensors: Sequence[torch.Tensor]) -> bool:

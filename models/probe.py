@@ -1,14 +1,17 @@
 """A look at network, loss and metrics before hours of training lead to the place where they do not fit."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.nn as nn
 
-from models.buffers import KeptBuffers
+from models.buffers import KeptBuffers, fill_placeholders
 from models.evaluate import build_metrics
+from models.model_base import fitting_tensors
 from models.model_plain import Batch, ModelPlain, copied
-from utils.utils_error import UserError
+from utils.utils_error import UserError, listing
 
 
 def probe_training(model: ModelPlain, batch: Batch) -> None:
@@ -26,14 +29,19 @@ def probe_training(model: ModelPlain, batch: Batch) -> None:
                 "return that, or override netG_forward in a model of your own"
             )
         _check_loss(loss, model.lossfn(output.float(), model.target))
+        state = model.netG.state_dict()
+        buffers.restore()
+        _check_form(model.netG, state, f"netG ({net})")
         buffers.restore()
 
 
 def probe_test(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_classes: int | None = None) -> None:
-    """Send a few samples of a test through network, loss and metrics; UserError if they do not fit each other."""
+    """Send a few samples of a test through network, loss and metrics; UserError if they do not fit. Leaves no trace."""
     net, loss = model.opt.netG.net_type, model.opt.train.G_lossfn_type
     with _explained(f"its samples do not fit netG ({net}), {loss} or val.metrics"):
+        buffers = KeptBuffers(model.tested_net)
         output = model.test(batch)
+        buffers.restore()
         model.test_loss(output)
         for name, metric in build_metrics(metrics, num_classes, model.device).items():
             metric.update(output, model.target)
@@ -57,6 +65,17 @@ def _check_loss(name: str, loss: object) -> None:
         raise UserError(
             f"train.G_lossfn_type: {name} gives a loss that depends on no parameter of netG that is trained; is there "
             "a detach(), item() or no_grad() on the way?"
+        )
+
+
+def _check_form(net: nn.Module, state: Mapping[str, Any], name: str) -> None:
+    """UserError if a network as it was built cannot take the state that it has after a forward pass."""
+    fill_placeholders(net, state)
+    fitting = fitting_tensors(state, net.state_dict())
+    if strangers := [each for each in state if each not in fitting]:
+        raise UserError(
+            f"{name}: its forward pass makes {listing(strangers)}, or gives it another shape, and a resume could not "
+            "load it; register such a buffer in __init__ as None or empty, or with persistent=False if no file needs it"
         )
 
 

@@ -17,7 +17,7 @@ from data import transforms
 from data.select_dataset import DATASETS
 from data.transforms import TRANSFORMS
 from models import probe
-from models.buffers import KeptBuffers
+from models.buffers import KeptBuffers, fill_placeholders
 from models.learning_rate import SCHEDULES
 from models.loss import LOSSES
 from models.select_network import NETWORKS
@@ -224,6 +224,93 @@ def test_caches_in_buffers_are_no_obstacle(launch: Launch, tmp_path: Path, nonfi
     assert launch("cached", net=Cached, train__nonfinite=nonfinite) == 0
     assert launch("plain", train__nonfinite=nonfinite) == 0
     assert files(tmp_path / "cached") == files(tmp_path / "plain")
+
+
+class Formed(Linear):
+    """Keeps in its files what its first forward pass makes: as a cache, and as a mean of what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.empty(0))
+        self.register_buffer("seen", None)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.get_buffer("steps").shape != x.shape[1:]:
+            self.steps = torch.linspace(0, 1, x.shape[1])
+        if self.seen is None:
+            self.seen = torch.zeros(64)
+        if self.training:
+            self.seen = self.seen.lerp(x.detach().mean(dim=0), 0.3)
+        return self.layer(x * self.get_buffer("steps") - self.seen)
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_buffers_that_a_forward_pass_makes_are_saved_and_resumed(
+    launch: Launch, tmp_path: Path, nonfinite: str
+) -> None:
+    assert launch("whole", net=Formed, train__nonfinite=nonfinite) == 0
+    assert launch("parts", net=Formed, train__nonfinite=nonfinite, train__total_iter=3) == 0
+    assert launch("parts", net=Formed, train__nonfinite=nonfinite) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    models = tmp_path / "whole" / "models"
+    netG, netE = (torch.load(models / f"{LAST}_{part}.pth") for part in ("G", "E"))
+    assert netE["steps"].tolist() == netG["steps"].tolist() == torch.linspace(0, 1, 64).tolist()
+    assert 0 < netE["seen"].mean() < 1
+    path = {"pretrained_netG": str(models / f"{LAST}_G.pth"), "pretrained_netE": None}
+    assert launch("tuned", net=Formed, path={"root": str(tmp_path), **path}, train__total_iter=1) == 0
+
+
+class Remembering(Linear):
+    """Has a state beside tensors, which each pass changes."""
+
+    passes = 0
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.passes += 1
+        return self.layer(x)
+
+    def get_extra_state(self) -> list[int]:
+        return [0] * self.passes
+
+    def set_extra_state(self, state: list[int]) -> None:
+        self.passes = len(state)
+
+
+def test_state_beside_tensors_is_resumed(launch: Launch, tmp_path: Path) -> None:
+    assert launch("whole", net=Remembering) == 0
+    assert launch("parts", net=Remembering, train__total_iter=3) == launch("parts", net=Remembering) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert len(torch.load(tmp_path / "parts" / "models" / f"{LAST}_G.pth")["_extra_state"]) >= LAST
+
+
+class Registering(Linear):
+    def forward(self, x: torch.Tensor) -> Any:
+        self.register_buffer("steps", torch.ones(64))
+        return self.layer(x * self.get_buffer("steps"))
+
+
+class Reshaping(Linear):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.steps = torch.ones(64)
+        return self.layer(x * self.steps)
+
+
+@pytest.mark.parametrize("net", [Registering, Reshaping])
+def test_a_buffer_that_no_resume_could_load_is_refused(
+    launch: Launch, capsys: pytest.CaptureFixture[str], net: type
+) -> None:
+    assert "netG (own): its forward pass makes 'steps', or gives" in refused(launch, capsys, net=net)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.InstanceNorm1d])
+def test_a_norm_without_running_statistics_takes_none_from_a_file(norm: Callable[..., nn.Module]) -> None:
+    net = norm(4, track_running_stats=False)
+    fill_placeholders(net, norm(4, track_running_stats=True).state_dict())
+    assert not list(net.buffers())
 
 
 class Scripted(Linear):

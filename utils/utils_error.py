@@ -1,4 +1,4 @@
-"""The one exception for what the user can mend: wrong options, wrong data, a folder in use."""
+"""The one exception for what the user can mend: wrong options, wrong data, a folder in use; and what it says."""
 
 
 class UserError(ValueError):
@@ -17,3 +17,9 @@ def check_whole_number(name: str, value: object, low: int, high: int) -> None:
     """UserError unless `value` is an int from `low` to `high`; `name` says of what."""
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise UserError(f"{name}: {value!r} is not a whole number from {low:,} to {high:,}")
+
+
+def listing(names: list[str]) -> str:
+    """The first three, quoted, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(repr(name) for name in names[:3]) + more
