@@ -99,3 +99,21 @@ def test_the_best_value_is_written_where_there_is_room(value: float) -> None:
     inside, extent = figure.axes[0].get_window_extent(), label.get_window_extent()
     assert inside.y0 < extent.y0
     assert extent.y1 < inside.y1
+
+
+def test_values_beside_nan_are_seen_and_lines_named_in_their_order() -> None:
+    """What is not finite has no place in a diagram: a gap, but neither a lost value nor a lost or shifted name."""
+    nan, inf = float("nan"), float("inf")
+    lines = {
+        "high": [(1, 0.9), (2, nan), (3, 0.8)],
+        "absent": [(1, nan), (2, nan), (3, nan)],
+        "low": [(1, 0.1), (2, 0.2), (3, 0.1)],
+        "ends": [(1, 0.5), (2, 0.4), (3, inf)],
+    }
+    axes = panel_figure(Panel("Recall", "", lines)).axes[0]
+    assert [line.get_markevery() for line in axes.get_lines()] == [[0, 2], [], [], []]
+    names = sorted(axes.texts, key=lambda text: text.get_position()[1])
+    assert [text.get_text() for text in names] == ["low", "ends", "high"]
+    gap = panel_figure(Panel("Loss", "", {"train": [(1, 2.0), (2, 1.0), (9, nan)], "test": [(9, nan)]})).axes[0]
+    assert gap.get_xlim()[1] > 9, "where it is not finite any more belongs to the run"
+    assert [text.get_text() for text in gap.texts] == ["train"]

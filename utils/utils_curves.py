@@ -109,9 +109,14 @@ def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]
         panel.lines.items(), itertools.cycle(LINES), itertools.cycle(_DASHES), strict=False
     ):
         iterations, values = _thinned(series)
-        marker = "o" if len(iterations) == 1 else None
-        axes.plot(iterations, values, color=colour, linestyle=dash, linewidth=1.4, marker=marker, markersize=3)
-        ends.append((float(values[-1]), name, colour))
+        is_drawn = np.isfinite(values)
+        padded = np.pad(is_drawn, 1)
+        alone = np.flatnonzero(is_drawn & ~padded[:-2] & ~padded[2:]).tolist()  # no line leads to them
+        axes.plot(iterations, values, color=colour, linestyle=dash, linewidth=1.4, marker="o", markersize=3,
+                  markevery=alone)  # fmt: skip
+        axes.update_datalim(np.stack([iterations, 0 * iterations], axis=1), updatey=False)  # gaps have room
+        if is_drawn.any():
+            ends.append((float(values[is_drawn][-1]), name, colour))
         best = dict(series).get(best_iter) if best_iter is not None and name == "test" else None
         if best is not None:
             axes.plot([best_iter], [best], "o", color=INK, markerfacecolor="none", markersize=8)
@@ -130,7 +135,7 @@ def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(MUTED)
-    if len(ends) > 1:
+    if len(panel.lines) > 1:
         _label_ends(axes, ends)
 
 
