@@ -1,5 +1,6 @@
 """What is read back of a run: later rows win, torn lines do not count, resumes are where launches went on."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -117,3 +118,24 @@ def test_values_beside_nan_are_seen_and_lines_named_in_their_order() -> None:
     gap = panel_figure(Panel("Loss", "", {"train": [(1, 2.0), (2, 1.0), (9, nan)], "test": [(9, nan)]})).axes[0]
     assert gap.get_xlim()[1] > 9, "where it is not finite any more belongs to the run"
     assert [text.get_text() for text in gap.texts] == ["train"]
+
+
+def test_long_names_leave_their_panel_its_width() -> None:
+    names = [f"fer_resnet of three stages, seed {number}, {'and so on ' * 5 * number}" for number in range(3)]
+    panel = Panel("Accuracy", "", {name: [(1, 0.0), (2, float(i))] for i, name in enumerate(names)})
+    figure = panel_figure(panel)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    assert axes.get_position().width > 0.8
+    assert axes.get_window_extent().height == pytest.approx(panel_height(), rel=0.05)
+    assert " ".join(text.get_text() for text in axes.texts) == " ".join(reversed(names)).strip().replace("  ", " ")
+    places = [text.get_window_extent() for text in axes.texts]
+    assert all(figure.bbox.x0 < each.x0 and each.x1 < figure.bbox.x1 and figure.bbox.y0 < each.y0 for each in places)
+    assert all(above.y0 > below.y1 - 1 for above, below in itertools.pairwise(places))
+
+
+def panel_height() -> float:
+    """Pixels of a panel whose names are short."""
+    figure = panel_figure(Panel("Accuracy", "", {"a": [(1, 0.0)], "b": [(1, 2.0)]}))
+    figure.draw_without_rendering()
+    return float(figure.axes[0].get_window_extent().height)

@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,9 @@ _MAX_POINTS, _MAX_LINES = 400, 10
 _PANEL_INCHES = (4.6, 2.9)
 _LABEL_STEP = 0.085
 """The height of a line's name, as a fraction of its panel's."""
+_LONG_NAME, _ROW_LETTERS = 20, 60
+"""Letters of a name for which there is no room beside its panel, and of a row below it."""
+_ROW_POINTS = 11
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +79,8 @@ def panel_figure(panel: Panel, interruptions: Sequence[tuple[int, str]] = (), be
     """One panel alone."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=_PANEL_INCHES, dpi=110, layout="constrained")
+    width, height = _PANEL_INCHES
+    figure = Figure(figsize=(width, height + len(_rows(panel.lines)) * _ROW_POINTS / 72), dpi=110, layout="constrained")
     _draw_panel(figure.add_subplot(), panel, interruptions, best_iter)
     return figure
 
@@ -140,9 +145,18 @@ def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """The name of each line at its right end, moved apart where they would touch, within the height of the panel."""
+    """The name of each line at its right end, moved apart where they would touch, within the height of the panel.
+
+    Long names stand below the panel, from the highest end to the lowest: beside it they would leave it no width.
+    """
     low, high = axes.get_ylim()
     ends = sorted(ends)
+    colours = {name: colour for _, name, colour in reversed(ends)}
+    if rows := _rows(colours):
+        for number, (text, name) in enumerate(rows):
+            axes.annotate(text, (0, 0), (0, -38 - number * _ROW_POINTS), xycoords="axes fraction",
+                          textcoords="offset points", color=colours[name], fontsize=8)  # fmt: skip
+        return
     step = min(_LABEL_STEP, 1 / len(ends))
     heights = [(value - low) / (high - low or 1) for value, _, _ in ends]
     for number in range(1, len(heights)):
@@ -153,6 +167,14 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
         ceiling = heights[number] - step
     for height, (_, name, colour) in zip(heights, ends, strict=True):
         axes.text(1.01, height, name, color=colour, fontsize=8, va="center", transform=axes.transAxes)
+
+
+def _rows(names: Iterable[str]) -> list[tuple[str, str]]:
+    """(part of a name, the name) for each row below a panel; none if all names have room beside it."""
+    names = list(names)
+    if max(map(len, names), default=0) <= _LONG_NAME:
+        return []
+    return [(text, name) for name in names for text in textwrap.wrap(name, _ROW_LETTERS)]
 
 
 def _mark_interruptions(axes: Any, interruptions: Sequence[tuple[int, str]]) -> None:
