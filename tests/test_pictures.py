@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import io
 import logging
 import weakref
 from pathlib import Path
@@ -11,13 +12,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 import views.pictures
 from tests.helpers import messages
 from tests.trained_models import trained
+from utils.utils_curves import Panel, curves_figure
+from utils.utils_visualise import confusion_figure
 from views.pictures import BestModelPictures
 from views.test_outputs import TestOutputs
-from views.view_base import View
+from views.view_base import Sample, View
 from views.view_classification import ClassificationView
 
 __all__ = ["trained"]  # a fixture
@@ -153,3 +157,16 @@ def test_a_task_of_which_nothing_is_known_has_its_curves(tmp_path: Path) -> None
     pictures = BestModelPictures(tmp_path, View(), Images(), nowhere)
     pictures.tested(1, "first", {"loss": 1.0}, outputs(), is_best=True)
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["curves.png"]
+
+
+def test_a_dollar_in_a_name_begins_no_formula() -> None:
+    names = ["$5 to $10", "a$x^$"]
+    sample = Sample("x", torch.zeros(1, 8, 8), torch.tensor(0), torch.zeros(2))
+    lines = {name: [(1, 0.0), (2, 1.0)] for name in names}
+    for figure in (
+        confusion_figure([[1, 2], [3, 4]], names, "a$x^$"),
+        ClassificationView(names).samples_figure({names[0]: [sample], names[1]: []}, "a$x^$"),
+        curves_figure([Panel("Recall", "", lines)], "a$x^$"),
+    ):
+        figure.savefig(io.BytesIO())  # raised
+        assert not any(text.get_parse_math() for text in figure.findobj(Text))

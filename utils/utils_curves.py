@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from utils.utils_history import History, Series
 from utils.utils_metrics import UNITS, spoken
-from utils.utils_visualise import GRID, INK, LINES, MUTED
+from utils.utils_visualise import GRID, INK, LINES, MUTED, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,10 +77,8 @@ def curve_panels(history: History, value_names: Sequence[str]) -> list[Panel]:
 
 def panel_figure(panel: Panel, interruptions: Sequence[tuple[int, str]] = (), best_iter: int | None = None) -> "Figure":
     """One panel alone."""
-    from matplotlib.figure import Figure
-
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width, height + len(_rows(panel.lines)) * _ROW_POINTS / 72), dpi=110, layout="constrained")
+    figure = new_figure(width, height + len(_rows(panel.lines)) * _ROW_POINTS / 72)
     _draw_panel(figure.add_subplot(), panel, interruptions, best_iter)
     return figure
 
@@ -89,12 +87,10 @@ def curves_figure(
     panels: Sequence[Panel], title: str, interruptions: Sequence[tuple[int, str]] = (), best_iter: int | None = None
 ) -> "Figure":
     """All panels in one picture."""
-    from matplotlib.figure import Figure
-
     num_columns = min(3, max(1, len(panels)))
     num_rows = max(1, -(-len(panels) // num_columns))
     width, height = _PANEL_INCHES
-    figure = Figure(figsize=(width * num_columns, height * num_rows + 0.4), dpi=110, layout="constrained")
+    figure = new_figure(width * num_columns, height * num_rows + 0.4)
     figure.suptitle(title)
     figure.supxlabel("      ".join(signs(interruptions, best_iter)), fontsize=9, color=MUTED)
     for number, panel in enumerate(panels, 1):

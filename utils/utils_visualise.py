@@ -27,6 +27,15 @@ class Classified:
     probabilities: Sequence[float]
 
 
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of this size in inches."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in the name of a class or a run begins no formula
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG; drawn in memory first, so that what cannot be drawn leaves the file as it was."""
     content = io.BytesIO()
@@ -36,12 +45,10 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 def confusion_figure(counts: Sequence[Sequence[float]], class_names: Sequence[str], title: str) -> "Figure":
     """A confusion matrix: counts[true][predicted], each cell with its count, shaded by the share of its true class."""
-    from matplotlib.figure import Figure
-
     matrix = np.asarray(counts, dtype=np.float64)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = 2.5 + 0.55 * len(class_names)
-    figure = Figure(figsize=(size + 1, size), dpi=110, layout="constrained")
+    figure = new_figure(size + 1, size)
     axes = figure.add_subplot()
     shaded = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
@@ -60,10 +67,8 @@ def classified_figure(
     cells: Sequence[Sequence[Classified]], row_names: Sequence[str], class_names: Sequence[str], title: str
 ) -> "Figure":
     """Rows of images, each beside the probability of every class; the true class is marked with a star."""
-    from matplotlib.figure import Figure
-
     num_columns = max(1, *(len(row) for row in cells))
-    figure = Figure(figsize=(3.4 * num_columns + 0.6, 1.75 * len(cells) + 0.7), dpi=110, layout="constrained")
+    figure = new_figure(3.4 * num_columns + 0.6, 1.75 * len(cells) + 0.7)
     grid = figure.add_gridspec(len(cells), 2 * num_columns, width_ratios=[1, 0.9] * num_columns)
     figure.suptitle(title, fontsize=11, wrap=True)
     for i, (row, row_name) in enumerate(zip(cells, row_names, strict=True)):
@@ -117,10 +122,8 @@ def skeletons_figure(
 
     bones: pairs of joints, as many to each of `colours`. Joints are in camera coordinates: x right, y down, z away.
     """
-    from matplotlib.figure import Figure
-
     num_columns = max(1, *(len(row) for row in rows.values()))
-    figure = Figure(figsize=(4.6 * num_columns, 2.5 * len(rows) + 0.7), dpi=110, layout="constrained")
+    figure = new_figure(4.6 * num_columns, 2.5 * len(rows) + 0.7)
     figure.suptitle(f"{title}\npredicted coloured, true dashed; mm", fontsize=11, wrap=True)
     grid = figure.add_gridspec(len(rows), 2 * num_columns)
     per_colour = len(bones) // len(colours)
