@@ -262,3 +262,22 @@ def test_what_is_said_of_a_hand() -> None:
     assert shown.shape[0] == 224
     assert image.max() == 0
     assert TestOutputs().choose(view, [], 3, wrong=False) == {}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 5000), (20_000, 2), (1, 1)])
+def test_a_strip_becomes_a_picture_that_a_file_can_hold(height: int, width: int) -> None:
+    image = np.zeros((height, width, 3), np.uint8)
+    view = HandPoseView(joint_names=JOINT_NAMES)
+    shown = view.annotate(image, [Finding(view.find(image)[0], pose())])
+    assert 224 <= shown.shape[0] <= 4096
+    assert shown.shape[1] <= 10 * shown.shape[0] + 1
+
+
+@pytest.mark.parametrize("height", [300, 3000])
+def test_what_is_said_is_as_bold_beside_a_large_image_as_beside_a_small_one(height: int) -> None:
+    """Of the strip with the text, dark letters take the same share in any size, and none is cut off."""
+    image = np.full((height, height * 3, 3), 255, np.uint8)
+    shown = HandPoseView(joint_names=JOINT_NAMES).annotate(image, [Finding(Box(0, 0, 1, 1), pose())])
+    strip = shown[height * 9 // 10 :, : height * 5 // 4].max(axis=2) < 100
+    assert 0.04 < strip.mean() < 0.2
+    assert not strip[-1].any()

@@ -143,3 +143,8 @@ def test_names_need_not_be_ascii(tmp_path: Path) -> None:
     write_image(tmp_path / "new" / "Gräfin 日本.png", RGB)
     assert np.array_equal(read_image(tmp_path / "new" / "Gräfin 日本.png"), RGB)
     assert Image.open(io.BytesIO((tmp_path / "new" / "Gräfin 日本.png").read_bytes())).size == (20, 12)
+
+
+def test_an_image_that_its_format_cannot_hold_is_an_error_that_names_it(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"wide.jpg: 65,501x2 pixels"):
+        write_image(tmp_path / "wide.jpg", np.zeros((2, 65_501, 3), np.uint8))

@@ -51,7 +51,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     """Encode (H, W, 3) BGR or (H, W) grey as the suffix says. Raises OSError that names the file."""
-    encoded = cv2.imencode(path.suffix, image)[1]
+    is_encoded, encoded = cv2.imencode(path.suffix, image)
+    if not is_encoded:
+        raise OSError(f"{path}: {image.shape[1]:,}x{image.shape[0]:,} pixels are more than a {path.suffix} can hold")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded.tobytes())
 

@@ -19,6 +19,7 @@ Points = NDArray[np.float64]
 _FINGERS = {"T": "#e69f00", "I": "#56b4e9", "M": "#009e73", "R": "#d55e00", "L": "#cc79a7"}
 _BONES = [(0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, 21)]
 _SIDE = 224  # pixels of a drawn view
+_MAX_HEIGHT, _MAX_ASPECT = 4096, 8  # of an annotated copy, and of the image in it
 _REACH_MM = 130.0  # from the middle of a drawn view to its border
 
 
@@ -104,10 +105,11 @@ class HandPoseView(View):
         image = image.copy()
         draw_box(image, found[0].box)
         views = np.hstack([_front_view(joints, None), _side_view(joints, None)])
-        height = max(image.shape[0], _SIDE)
+        height = min(max(image.shape[0], _SIDE), _MAX_HEIGHT)
         parts = [_resized(each, height) for each in (image, views)]
         picture: Image = np.ascontiguousarray(np.hstack(parts), np.uint8)
-        _write(picture, self.headline(found[0].output), (6, height - 8), height / 600)
+        scale = height / 600
+        _write(picture, self.headline(found[0].output), (6, height - 6 - round(8 * scale)), scale)
         return picture
 
 
@@ -129,10 +131,14 @@ def _enlarged(image: NDArray[np.uint8]) -> Image:
 
 
 def _resized(image: Image, height: int) -> Image:
+    """As high as that; of a long strip, which would become as wide as no file can hold, white makes up the height."""
     import cv2
 
-    width = round(image.shape[1] * height / image.shape[0])
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    scale = min(height / image.shape[0], _MAX_ASPECT * height / image.shape[1])
+    width, inside = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
+    resized = cv2.resize(image, (width, inside), interpolation=cv2.INTER_AREA)
+    white = (255, 255, 255)
+    return np.asarray(cv2.copyMakeBorder(resized, 0, height - inside, 0, 0, cv2.BORDER_CONSTANT, value=white), np.uint8)
 
 
 def _front_view(output: Points, target: Points | None) -> Image:
@@ -182,7 +188,8 @@ def _write(picture: Image, text: str, place: tuple[int, int], scale: float) -> N
     """Dark text with a white rim, legible on any ground."""
     import cv2
 
-    for colour, weight in (((255, 255, 255), 3), ((20, 20, 20), 1)):
+    line = max(1, round(2 * scale))
+    for colour, weight in (((255, 255, 255), line + 2 * max(1, line // 2)), ((20, 20, 20), line)):
         cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, weight, cv2.LINE_AA)
 
 
