@@ -160,8 +160,6 @@ def _export(trained: TrainedModel, samples: _Samples, args: argparse.Namespace, 
         return InferenceGraph(trained.load(dist), preprocessing, args.with_softmax)
 
     reference = trained.predictor(dist)(samples.raw)
-    if not reference.isfinite().all():
-        raise UserError(f"{trained.path}: its outputs are not finite; take another file of the run")
     reference = reference.softmax(dim=1) if args.with_softmax else reference
     inputs = samples.raw if args.with_preprocessing else _preprocessed(trained, samples.raw)
     metadata = _metadata(trained, args, inputs, reference, samples.raw.dtype)

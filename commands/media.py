@@ -150,16 +150,16 @@ def find_media(inputs: Sequence[str], output: Path, problem: Problem) -> list[Me
     left_out: Counter[str] = Counter()
     for text in inputs:
         path = Path(text)
-        if os.path.isdir(path):  # noqa: PTH112  # unlike Path.is_dir it does not raise where one may not look
+        if os.path.isdir(text):  # noqa: PTH112  # unlike Path.is_dir it does not raise where one may not look
             files += _of_folder(path, output, problem, left_out)
-        elif os.path.lexists(path):
+        elif os.path.lexists(text):
             files.append(path)
         elif text.isdecimal():
             media.append(Camera(int(text)))
         elif glob.has_magic(text):
             files += _matching(text, problem, left_out)
         else:
-            problem(text, "no such file or folder")
+            problem(text or "''", "no such file or folder")
     if media and len(inputs) > 1:
         raise UserError(f"--input: a camera is watched alone; {media[0].name} stands beside other inputs")
     if left_out:

@@ -87,11 +87,22 @@ class TrainedModel:
         return [each.model_dump() for each in self._input_options()[1].transforms]
 
     def predictor(self, dist: Dist) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Raw inputs (B, ...) -> what the tested network says of them, float32 on its device."""
+        """Raw inputs (B, ...) -> what the tested network says of them, float32 on its device.
+
+        UserError where that is not finite: the largest of NaN would be the first class.
+        """
         model, pipeline = self.load(dist), self.preprocessing()
 
         def predict(images: torch.Tensor) -> torch.Tensor:
-            return model.test(pipeline(without_targets(images.to(dist.device)), np.arange(len(images))))
+            output = model.test(pipeline(without_targets(images.to(dist.device)), np.arange(len(images))))
+            if not output.isfinite().all():
+                raise UserError(f"{self.path}: its outputs are not finite; take another file of the run")
+            if self.class_names and output.shape[1] != len(self.class_names):
+                raise UserError(
+                    f"{self.path}: it has {len(self.class_names)} class_names, and {output.shape[1]} outputs; take "
+                    "another file of the run"
+                )
+            return output
 
         return predict
 
@@ -139,7 +150,12 @@ def load_trained_model(path: Path, option_file: Path | None, overrides: list[str
     folder = file.absolute().parent
     experiment = folder.parent if folder.name == "models" and (folder.parent / "options").is_dir() else None
     if isinstance(content, Mapping) and content.keys() >= _SELF_CONTAINED:
-        return _self_contained(file, content, experiment, option_file, overrides)
+        try:
+            return _self_contained(file, content, experiment, option_file, overrides)
+        except UserError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:  # somebody has edited it
+            raise UserError(f"{file}: not as a run writes it: {error}; take another file of the run") from error
     if match := _PART_NAME.fullmatch(file.name):
         return _part_of_a_set(file, int(match[1]), match[2], experiment, option_file, overrides)
     raise UserError(

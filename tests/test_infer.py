@@ -237,6 +237,13 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(infer: Command, capfd
     assert Path("out/zoo.png").is_file()
 
 
+def test_an_empty_name_is_not_the_working_directory(infer: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """As "$PHOTO" is where a script has not set it."""
+    save("a.png", noise(0))
+    assert infer("", "--no_detect") == 1
+    assert "'': no such file or folder" in capsys.readouterr().err
+
+
 def test_nothing_to_read_is_1(infer: Command, capsys: pytest.CaptureFixture[str]) -> None:
     Path("nothing").mkdir()
     assert infer("nothing") == 1
@@ -301,6 +308,33 @@ def test_a_model_that_does_not_know_its_input_is_refused(
     save("a.png", noise(0))
     assert infer("a.png", "--no_detect") == 2
     assert "the size of the network's inputs; give best_model.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_state_dict": {}}, "outputs are not finite"),
+        ({"class_names": CLASSES[:6]}, "6 class_names, and 7 outputs"),
+        ({"iter": "many"}, "not as a run writes it: invalid literal"),
+        ({"options": [1]}, "not as a run writes it"),
+        ({"input": None}, "not as a run writes it"),
+    ],
+)
+def test_a_model_that_cannot_answer_is_refused(
+    trained: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any],
+    message: str,
+) -> None:  # fmt: skip
+    content = torch.load(trained / "best_model.pth", weights_only=True)
+    if "model_state_dict" in changes:
+        weights = content["model_state_dict"]
+        changes = {"model_state_dict": {name: each * float("nan") for name, each in weights.items()}}
+    edited = tmp_path / "edited.pth"
+    torch.save({**content, **changes}, edited)
+    image = save(str(tmp_path / "a.png"), noise(0))
+    assert command("infer", edited, "--input", image, "--no_detect", "--no_draw") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert str(edited) in line
 
 
 # video and camera
