@@ -5,6 +5,7 @@ data are wrong.
 """
 
 import argparse
+import csv
 import dataclasses
 import itertools
 import json
@@ -161,7 +162,8 @@ def _draw(trained: TrainedModel, measured: Measured, output: Path | None) -> Non
             logger.info("Written: %s", path)
         for name, rows in view.tables(result).items():
             path = folder / f"{_stem(trained, found)}_{name}.csv"
-            path.write_text("".join(",".join(row) + "\n" for row in rows), encoding="utf-8")
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                csv.writer(file, lineterminator="\n").writerows(rows)
             logger.info("Written: %s", path)
 
 

@@ -1,5 +1,6 @@
 """`main_test.py verify`: the metrics of one file equal those of the run that saved it, and nothing else passes."""
 
+import csv
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ import sklearn.metrics
 import torch
 import torch.nn as nn
 
+from data.dataset_fer2013 import Fer2013
 from models.model_plain import ModelPlain
 from models.select_model import MODELS
 from tests.disk_faults import drop_privileges
@@ -340,3 +342,16 @@ def test_a_read_only_experiment_is_verified_without_pictures(
     assert f"No pictures: [Errno 13] Permission denied: '{experiment}/images/verify_best" in shown.err
     assert f"[Errno 13] Permission denied: '{experiment}/mine'; choose another --output" in shown.err
     assert json.loads((tmp_path / "found.json").read_text())["num_samples"] == 21
+
+
+def test_a_comma_in_the_name_of_a_class_moves_no_cell(
+    trained: Path, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("stop, all way", 'a "quoted" one', *CLASSES[2:])
+    monkeypatch.setattr(Fer2013, "class_names", names)
+    monkeypatch.setattr(ClassificationView, "figures", lambda *_: {})
+    command("verify", trained / "best_model.pth", "--output", tmp_path)
+    with open(next(tmp_path.glob("*_confusion.csv")), newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][1:] == [row[0] for row in rows[1:]] == list(names)
+    assert {len(row) for row in rows} == {8}
