@@ -1,6 +1,7 @@
 """`main_test.py samples`: the most certain right and wrong samples of each class, and nothing else."""
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from data.dataset_fer2013 import Fer2013
 from models.select_network import define_G
 from tests.trained_models import CLASSES, Command, command, trained
 from utils import utils_option
+from views.pictures import write_samples
 from views.view_base import Sample
 from views.view_classification import ClassificationView
 
@@ -111,3 +114,25 @@ def test_the_title_of_one_column_is_whole_and_above_the_pictures(title: str) -> 
     assert page.x0 <= place.x0 < place.x1 <= page.x1
     assert place.y1 <= page.y1
     assert max(axes.get_tightbbox().y1 for axes in figure.axes) < place.y0
+
+
+def test_any_name_of_a_class_is_one_folder_and_any_number_fits_into_the_picture(tmp_path: Path) -> None:
+    """A picture of 200 columns is wider than matplotlib can draw; the single files are all there."""
+    view = NumbersView(("T-shirt/top", "a\\b"))
+    sample = Sample("x.png", torch.zeros(1, 8, 8), torch.tensor(0), torch.zeros(2))
+    written = write_samples(view, {"T-shirt/top": [sample] * 200, "a\\b": [sample]}, False, tmp_path)
+    assert {path.parent.relative_to(tmp_path).as_posix() for path in written} == {"T-shirt_top", "a_b", "."}
+    assert len(set(written)) == 202
+    assert view.widths == [1] * 201 + [20]
+
+
+class NumbersView(ClassificationView):
+    """Draws nothing, and notes how many columns it was to draw."""
+
+    def __init__(self, class_names: tuple[str, ...]) -> None:
+        super().__init__(class_names)
+        self.widths: list[int] = []
+
+    def samples_figure(self, chosen: Mapping[str, Sequence[Sample]], title: str) -> Any:  # noqa: ARG002
+        self.widths.append(max(map(len, chosen.values())))
+        return Figure(figsize=(0.1, 0.1))

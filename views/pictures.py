@@ -18,20 +18,23 @@ logger = logging.getLogger("longhaul")
 
 _LARGEST_SHARE = 0.02  # of the time of a run may go into pictures
 _NUM_SAMPLES = 3
+_MOST_COLUMNS = 20  # of the picture of all; some more, and neither matplotlib nor a reader can take it in
 
 
 def write_samples(view: View, chosen: Mapping[str, Sequence[Sample]], wrong: bool, folder: Path) -> list[Path]:
-    """Write each sample alone to `<folder>/<row>/`, and one picture of all; returns the files, the picture last."""
+    """Write each sample alone to `<folder>/<row>/`, and one picture of the first of all; returns the files, it last."""
     kind, written = "wrong" if wrong else "right", []
     for row, samples in chosen.items():
-        (folder / row).mkdir(parents=True, exist_ok=True)
-        for earlier in (folder / row).glob(f"{kind}_[0-9]*_*.png"):  # of another model, or of more samples
+        in_row = folder / re.sub(r"[/\\]", "_", row)  # a class may be a "T-shirt/top"
+        in_row.mkdir(parents=True, exist_ok=True)
+        for earlier in in_row.glob(f"{kind}_[0-9]*_*.png"):  # of another model, or of more samples
             earlier.unlink()
         for number, sample in enumerate(samples, 1):
-            written.append(folder / row / f"{kind}_{number}_{_file_name(sample.name)}.png")
+            written.append(in_row / f"{kind}_{number}_{_file_name(sample.name)}.png")
             save_figure(view.samples_figure({row: [sample]}, row), written[-1])
     written.append(folder / f"{kind}.png")
-    save_figure(view.samples_figure(chosen, view.sample_titles[kind]), written[-1])
+    shown = {row: samples[:_MOST_COLUMNS] for row, samples in chosen.items()}
+    save_figure(view.samples_figure(shown, view.sample_titles[kind]), written[-1])
     return written
 
 
