@@ -165,7 +165,7 @@ def _newest_options(folder: Path) -> dict[str, Any]:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            continue  # a kill tore it
+            continue  # a kill tore it, or somebody has edited it
         if isinstance(content, dict):
             return content
     return {}
@@ -178,9 +178,9 @@ def _state(history: History) -> str:
 
 def _summary(history: History, options: Mapping[str, Any]) -> dict[str, str]:
     last = max((series[-1][0] for columns in history.series.values() for series in columns.values()), default=0)
-    train = options.get("train", {})
-    total = train.get("total_iter")
-    summary = {"iterations": f"{last:,}" + (f" of {total:,}" if total else "")}
+    train = options.get("train")
+    total = train.get("total_iter") if isinstance(train, dict) else None
+    summary = {"iterations": f"{last:,}" + (f" of {total:,}" if isinstance(total, int) else "")}
     if history.launches:
         resumes = len(history.interruptions)
         summary["launches"] = f"{len(history.launches)}, resumed {resumes} {'time' if resumes == 1 else 'times'}"

@@ -161,6 +161,15 @@ def test_what_somebody_wrote_into_the_status_is_ignored(
     assert "Learning Rate" in report(experiment, arguments=("--recorded",)).text
 
 
+@pytest.mark.parametrize("edited", [{"train": [1]}, {"train": None}, {"train": {"total_iter": "many"}}])
+def test_what_somebody_wrote_into_the_options_is_no_traceback(
+    experiment: Path, report: Callable[..., Page], edited: dict[str, Any]
+) -> None:
+    for path in (experiment / "options").glob("*.json"):
+        change_json(path, **edited)
+    assert "Learning Rate" in report(experiment, arguments=("--recorded",)).text
+
+
 def test_the_command_to_reproduce_gives_the_same_model(
     experiment: Path, report: Callable[..., Page], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
