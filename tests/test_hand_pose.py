@@ -129,6 +129,16 @@ def test_verify_compares_a_part_of_a_set_with_its_own_data_alone(
     assert "not compared: the run was tested on other data" in capsys.readouterr().out
 
 
+def test_a_network_of_nan_cannot_be_right(
+    experiment: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    content = torch.load(experiment / "models" / "best_model.pth", weights_only=True)
+    broken = {name: each * float("nan") for name, each in content["model_state_dict"].items()}
+    torch.save({**content, "model_state_dict": broken, "metrics": {}}, tmp_path / "broken.pth")
+    assert command("verify", tmp_path / "broken.pth") == 1
+    assert "CANNOT BE RIGHT: the loss is nan" in capsys.readouterr().err
+
+
 def test_hands_have_no_test_time_average(
     experiment: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

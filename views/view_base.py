@@ -3,6 +3,7 @@
 # ruff: noqa: ARG002  # a view need not use all that it is given
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -108,7 +109,9 @@ class View:
 
     def doubts(self, result: Result) -> list[str]:
         """What cannot be right in a trained model, in words."""
-        return []
+        loss = result.get("loss", 0.0)
+        assert isinstance(loss, float)
+        return [] if math.isfinite(loss) else [f"the loss is {loss}: take another file of the run"]
 
     def figures(self, result: Result, title: str) -> dict[str, "Figure"]:
         """Pictures of the result of a test, by a short name."""

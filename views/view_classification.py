@@ -51,7 +51,7 @@ class ClassificationView(View):
         predicted, true = counts.sum(dim=0), counts.sum(dim=1)
         found, uniform = result["confidence"], 1 / len(self.class_names)
         assert isinstance(found, float)
-        doubts = []
+        doubts = super().doubts(result)
         if int((predicted > 0).sum()) == 1 < int((true > 0).sum()):
             only = self.class_names[int(predicted.argmax())]
             doubts.append(f"every sample is taken for {only}: was it trained, and are its inputs normalised as then?")
