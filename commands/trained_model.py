@@ -45,7 +45,8 @@ class TrainedModel:
     `recorded_split` of datasets.test; empty if it measured none. synthetic: what stood in for missing data, in words.
     is_of_real_data: whether the file says that it learned from real samples. experiment: the folder of its run; None
     for a file that was taken out of it. fingerprint: of the data that `recorded` was measured on, device: that it was
-    measured with; None if the file does not say.
+    measured with; None if the file does not say. weights: of the same moment as all this, because a run that goes on
+    replaces its best model.
     """
 
     path: Path
@@ -61,11 +62,12 @@ class TrainedModel:
     experiment: Path | None
     fingerprint: str | None = None
     device: str | None = None
+    weights: Any = dataclasses.field(default=None, repr=False)
 
     def load(self, dist: Dist) -> ModelPlain:
         """The model with these weights in its tested network; UserError if they do not fit the options."""
         model = define_model(self.opt, dist, seed=0)
-        load_network(model.tested_net, self.path, strict=True, prefer_ema=model.netE is not None)
+        load_network(model.tested_net, self.path, True, prefer_ema=model.netE is not None, content=self.weights)
         return model
 
     def reads(self) -> list[Path]:
@@ -134,7 +136,7 @@ class TrainedModel:
 
 
 def load_trained_model(path: Path, option_file: Path | None, overrides: list[str]) -> TrainedModel:
-    """Find the file, check that it is whole, and read everything but its weights.
+    """Find the file, check that it is whole, and read it; of a set, everything but its weights.
 
     option_file: options instead of those that the file or its experiment holds.
     """
@@ -187,7 +189,7 @@ def _self_contained(
         file, opt, iteration=int(content["iter"]), epoch=content["epoch"], class_names=classes, input_shape=shape,
         recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"),
         is_of_real_data=content.get("synthetic", "") is None, experiment=experiment,
-        fingerprint=content.get("fingerprint"), device=content.get("device"),
+        fingerprint=content.get("fingerprint"), device=content.get("device"), weights=content["model_state_dict"],
     )  # fmt: skip
 
 

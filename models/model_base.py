@@ -85,15 +85,17 @@ def has_own_buffers(net: nn.Module) -> bool:
     )
 
 
-def load_network(net: nn.Module, path: str | Path, strict: bool, prefer_ema: bool = False, advice: str = "") -> None:
+def load_network(
+    net: nn.Module, path: str | Path, strict: bool, prefer_ema: bool = False, advice: str = "", content: Any = None
+) -> None:  # fmt: skip
     """Load a network's file by name and shape; UserError when strict loading leaves anything over, or nothing fits.
 
-    advice: what else to do about the former.
+    advice: what else to do about the former. content: of the file, where it has been read already.
 
     Accepts flat state dicts, KAIR's `params` / `params_ema` wrappers, our self-contained models, and names that start
     with `module.`; of several state dicts in one file, the one that fits best (with prefer_ema, `params_ema` first).
     """
-    candidates = _state_dicts(load_state(path), prefer_ema)
+    candidates = _state_dicts(load_state(path) if content is None else content, prefer_ema)
     if not candidates:
         raise UserError(f"{path}: holds no state dict (a mapping of names to tensors)")
     own = net.state_dict()

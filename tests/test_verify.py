@@ -15,6 +15,7 @@ import sklearn.metrics
 import torch
 import torch.nn as nn
 
+import commands.verify
 from data.dataset_fer2013 import Fer2013
 from models.model_plain import ModelPlain
 from models.select_model import MODELS
@@ -355,3 +356,23 @@ def test_a_comma_in_the_name_of_a_class_moves_no_cell(
         rows = list(csv.reader(file))
     assert rows[0][1:] == [row[0] for row in rows[1:]] == list(names)
     assert {len(row) for row in rows} == {8}
+
+
+def test_a_run_that_replaces_its_best_model_meanwhile_is_measured_as_it_was(
+    trained: Path, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are of the moment of the numbers with which they are compared."""
+    path = Path(shutil.copy(trained / "best_model.pth", tmp_path))
+    content = torch.load(path, weights_only=True)
+    better = {name: each * 2 for name, each in content["model_state_dict"].items()}
+    load = commands.verify.load_trained_model
+
+    def and_replaced(*arguments: Any) -> Any:
+        found = load(*arguments)
+        torch.save({**content, "model_state_dict": better}, path)
+        return found
+
+    assert command("verify", path, "--output", tmp_path) == 0
+    monkeypatch.setattr(commands.verify, "load_trained_model", and_replaced)
+    assert command("verify", path, "--output", tmp_path) == 0
+    assert capsys.readouterr().out.count("the same") == 2
