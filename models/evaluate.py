@@ -7,6 +7,7 @@ import torch
 from models.model_plain import Batch, ModelPlain
 from utils.utils_metric_sums import Metric
 from utils.utils_metrics import METRICS, MetricValue
+from utils.utils_seed import seed_global_generators, seed_of
 
 
 def evaluate(
@@ -26,11 +27,13 @@ def evaluate(
     model.sync_buffers()
     built = build_metrics(metrics, num_classes, model.device)
     loss_sum, num_samples = torch.zeros((), dtype=torch.float64, device=model.device), 0
-    for batch in loader:
+    for number, batch in enumerate(loader):
         if should_stop():
             return None
         if batch is None:
             continue
+        # A test that is made up for after a stop finds other generators than one that follows an update.
+        seed_global_generators(seed_of(0, "test", number, model.dist.rank))
         output = predict(batch) if predict else model.test(batch)
         loss_sum += model.test_loss(output).double() * len(output)
         num_samples += len(output)

@@ -1,6 +1,10 @@
 """What a user's own network, loss, schedule or data set may do, and what it is told that it may not."""
 
+import csv
+import itertools
+import os
 import random
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,6 +24,7 @@ from models import probe
 from models.buffers import KeptBuffers, fill_placeholders
 from models.learning_rate import SCHEDULES
 from models.loss import LOSSES
+from models.model_plain import ModelPlain
 from models.select_network import NETWORKS
 from tests.helpers import changed, tiny_option_mapping, write_options
 from utils.utils_metrics import METRICS
@@ -161,6 +166,50 @@ def test_a_transform_that_draws_as_it_likes_would_be_noticed(
     monkeypatch.setattr(transforms, "seed_global_generators", lambda _seed: None)
     with pytest.raises(AssertionError):
         test_a_transform_that_draws_from_global_generators_resumes_exactly(launch, tmp_path, monkeypatch)
+
+
+class Noisy(Linear):
+    """Draws in a test, too."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x + torch.randn_like(x) + np.random.rand())  # noqa: NPY002 - as users do
+
+
+def stop_in_first_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM before its second batch."""
+    test, calls = ModelPlain.test, itertools.count(1)
+
+    def stopped(model: ModelPlain, batch: Any) -> torch.Tensor:
+        if next(calls) == 3:  # the first call looks whether the test fits
+            os.kill(os.getpid(), signal.SIGTERM)
+        return test(model, batch)
+
+    monkeypatch.setattr(ModelPlain, "test", stopped)
+
+
+def launch_whole_and_in_parts(launch: Launch, monkeypatch: pytest.MonkeyPatch, **parts: Any) -> None:
+    """Train "whole", and "parts" with a stop in its first test."""
+    parts = {"datasets__test__dataloader_batch_size": 8, **parts}
+    assert launch("whole", **parts) == 0
+    with monkeypatch.context() as patch:
+        stop_in_first_test(patch)
+        assert launch("parts", **parts) == 128 + signal.SIGTERM
+    assert launch("parts", **parts) == 0
+
+
+def tested(folder: Path) -> list[dict[str, str]]:
+    """The rows of tests in metrics.csv, without the speed."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{**row, "images_per_s": ""} for row in csv.DictReader(file) if row["split"] == "test"]
+
+
+def test_a_network_that_draws_in_a_test_is_tested_alike_after_a_stop(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch_whole_and_in_parts(launch, monkeypatch, net=Noisy)
+    assert tested(tmp_path / "parts") == tested(tmp_path / "whole")
+    assert launch("streamed", net=Noisy, data=Numbers, datasets__test__dataloader_batch_size=8) == 0
+    assert tested(tmp_path / "streamed") == tested(tmp_path / "whole")
 
 
 class Late(nn.Module):
