@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from models.buffers import KeptBuffers
 from models.model_plain import Batch, ModelPlain
 from utils.utils_metric_sums import Metric
 from utils.utils_metrics import METRICS, MetricValue
@@ -22,13 +23,16 @@ def evaluate(
     """Loss and metrics of the tested network, the same on every rank; None if asked to stop. Collective.
 
     Every rank makes the same number of rounds (None where its share has ended) and asks `should_stop` in each.
-    `observe` is given each batch of this rank, its output and its target. `predict` stands in for `model.test`.
+    `observe` is given each batch of this rank, its output and its target. `predict` stands in for `model.test`. The
+    network's buffers stay as they were.
     """
     model.sync_buffers()
+    buffers = KeptBuffers(model.tested_net)  # a test that is cut off is made again from its beginning
     built = build_metrics(metrics, num_classes, model.device)
     loss_sum, num_samples = torch.zeros((), dtype=torch.float64, device=model.device), 0
     for number, batch in enumerate(loader):
         if should_stop():
+            buffers.restore()
             return None
         if batch is None:
             continue
@@ -41,6 +45,7 @@ def evaluate(
             metric.update(output, model.target)
         if observe:
             observe(batch, output, model.target)
+    buffers.restore()
     loss, count = model.dist.sum(torch.stack([loss_sum, loss_sum.new_tensor(num_samples)])).tolist()
     result: dict[str, MetricValue] = {"loss": loss / count}
     for name, metric in built.items():

@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,8 @@ def refused(launch: Launch, capsys: pytest.CaptureFixture[str], **parts: Any) ->
     return said.out + said.err
 
 
-def files(folder: Path) -> Mapping[str, bytes]:
-    return {part: (folder / "models" / f"{LAST}_{part}.pth").read_bytes() for part in ("G", "E", "optimizerG")}
+def files(folder: Path, parts: Sequence[str] = ("G", "E", "optimizerG")) -> Mapping[str, bytes]:
+    return {part: (folder / "models" / f"{LAST}_{part}.pth").read_bytes() for part in parts}
 
 
 class Shifting(Linear):
@@ -197,7 +197,7 @@ def launch_whole_and_in_parts(launch: Launch, monkeypatch: pytest.MonkeyPatch, *
     assert launch("parts", **parts) == 0
 
 
-def tested(folder: Path) -> list[dict[str, str]]:
+def rows_of_tests(folder: Path) -> list[dict[str, str]]:
     """The rows of tests in metrics.csv, without the speed."""
     with open(folder / "metrics.csv", newline="") as file:
         return [{**row, "images_per_s": ""} for row in csv.DictReader(file) if row["split"] == "test"]
@@ -207,9 +207,31 @@ def test_a_network_that_draws_in_a_test_is_tested_alike_after_a_stop(
     launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch_whole_and_in_parts(launch, monkeypatch, net=Noisy)
-    assert tested(tmp_path / "parts") == tested(tmp_path / "whole")
+    assert rows_of_tests(tmp_path / "parts") == rows_of_tests(tmp_path / "whole")
     assert launch("streamed", net=Noisy, data=Numbers, datasets__test__dataloader_batch_size=8) == 0
-    assert tested(tmp_path / "streamed") == tested(tmp_path / "whole")
+    assert rows_of_tests(tmp_path / "streamed") == rows_of_tests(tmp_path / "whole")
+
+
+class Counting(Linear):
+    """Writes to its buffers in a test, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(64))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.get_buffer("mean").lerp_(x.mean(dim=0), 0.1)
+        return self.layer(x - self.get_buffer("mean"))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_a_network_that_changes_in_a_test_resumes_exactly_from_one(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decay: float
+) -> None:
+    launch_whole_and_in_parts(launch, monkeypatch, net=Counting, train__E_decay=decay)
+    parts = ("G", "E", "optimizerG") if decay else ("G", "optimizerG")
+    assert files(tmp_path / "parts", parts) == files(tmp_path / "whole", parts)
+    assert rows_of_tests(tmp_path / "parts") == rows_of_tests(tmp_path / "whole")
 
 
 class Late(nn.Module):

@@ -465,6 +465,7 @@ class GivenPoses:
     """What evaluate asks of a model; its predictions come with the batch."""
 
     device = torch.device("cpu")
+    tested_net = torch.nn.Identity()
     target: torch.Tensor
 
     def __init__(self, dist: Dist) -> None:
