@@ -22,6 +22,7 @@ logger = logging.getLogger("longhaul")
 
 StateDict = Mapping[str, torch.Tensor]
 
+_MAX_SHAPES = 64
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -63,13 +64,22 @@ class ModelBase:
                 raise UserError(
                     "train.compile: true needs a C++ compiler, and none is installed; install g++ or use false"
                 )
-            net = torch.compile(net)  # type: ignore[assignment]
+            net = compiled(net)
         return net
 
     def without_sync(self, wrapped: nn.Module) -> contextlib.AbstractContextManager[Any]:
         """Where backward passes leave their gradients on this rank, for a later pass to sum over the ranks."""
         ddp = getattr(wrapped, "_orig_mod", wrapped)  # torch.compile's wrapper hides it
         return ddp.no_sync() if isinstance(ddp, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def compiled(net: nn.Module) -> nn.Module:
+    """The network compiled by torch, for each shape of its inputs on its own.
+
+    By default torch compiles the first shape of a launch for itself and all others together, with other bits: a resume
+    whose first shape is another would not be exact. Beyond the limit torch warns and does not compile.
+    """
+    return torch.compile(net, dynamic=False, recompile_limit=_MAX_SHAPES)  # type: ignore[call-overload]
 
 
 def has_own_buffers(net: nn.Module) -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.nn as nn
 from torch.nn.functional import kl_div, log_softmax, softmax
 
-from models.model_base import load_network
+from models.model_base import compiled, load_network
 from models.model_plain import ModelPlain
 from models.select_network import define_G
 from utils.utils_error import UserError
@@ -85,7 +85,7 @@ class ModelDistill(ModelPlain):
         net = self.to_device(define_G(NetOptions(**content["netG"])))
         load_network(net, path, strict=True)
         net.eval().requires_grad_(False)
-        return torch.compile(net) if self.opt.train.compile else net  # type: ignore[return-value]
+        return compiled(net) if self.opt.train.compile else net
 
     @functools.cached_property  # read in every step
     def _teacher_files(self) -> list[Path]:

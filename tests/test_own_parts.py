@@ -1,6 +1,7 @@
 """What a user's own network, loss, schedule or data set may do, and what it is told that it may not."""
 
 import csv
+import functools
 import itertools
 import os
 import random
@@ -20,7 +21,7 @@ import main_train
 from data import transforms
 from data.select_dataset import DATASETS
 from data.transforms import TRANSFORMS
-from models import probe
+from models import model_base, probe
 from models.buffers import KeptBuffers, fill_placeholders
 from models.learning_rate import SCHEDULES
 from models.loss import LOSSES
@@ -232,6 +233,38 @@ def test_a_network_that_changes_in_a_test_resumes_exactly_from_one(
     parts = ("G", "E", "optimizerG") if decay else ("G", "optimizerG")
     assert files(tmp_path / "parts", parts) == files(tmp_path / "whole", parts)
     assert rows_of_tests(tmp_path / "parts") == rows_of_tests(tmp_path / "whole")
+
+
+class OfManySizes(nn.Module):
+    """Sees its inputs in another size each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, NUM_CLASSES)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        size = 8 if not self.training else int(torch.randint(4, 9, ()))
+        return self.head(self.layer(x.view(-1, 1, 8, 8)[..., :size]).mean(dim=(2, 3)))
+
+
+def with_other_bits_in_any_size(graph: Any, inputs: list[Any]) -> Callable[..., Any]:
+    """A compiler whose code for sizes that it does not know has other bits, as inductor's has."""
+    if all(isinstance(each, torch.Tensor) for each in inputs):
+        return graph.forward  # type: ignore[no-any-return]
+    return lambda *args: [output * 1.001 for output in graph.forward(*args)]
+
+
+def test_a_compiled_network_that_sees_many_sizes_resumes_exactly(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = functools.partial(torch.compile, backend=with_other_bits_in_any_size)
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(model_base.shutil, "which", lambda name: name)
+    for task, ends in (("whole", [LAST]), ("parts", [2, LAST])):
+        for end in ends:
+            torch.compiler.reset()  # as a new process
+            assert launch(task, net=OfManySizes, train__compile=True, train__total_iter=end) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
 class Late(nn.Module):
