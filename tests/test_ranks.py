@@ -287,6 +287,25 @@ def test_a_quota_of_cpu_time_counts_as_cores(
         assert dist.num_threads == wanted
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("OMP_THREAD_LIMIT", "1", 1),
+        ("OMP_THREAD_LIMIT", "9", 2),
+        ("OMP_THREAD_LIMIT", "", 2),
+        ("OMP_DYNAMIC", "TRUE", 1),
+        ("OMP_DYNAMIC", "false", 2),
+    ],
+)
+def test_no_thread_is_waited_for_that_openmp_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, wanted: int
+) -> None:
+    """The gradient of a convolution would never be ready."""
+    monkeypatch.setenv(name, value)
+    with process_group(num_threads=2) as dist:
+        assert dist.num_threads == torch.get_num_threads() == wanted
+
+
 @pytest.mark.parametrize("missing", ["LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 def test_ranks_that_do_not_know_their_place_on_the_machine_are_refused(
     monkeypatch: pytest.MonkeyPatch, missing: str

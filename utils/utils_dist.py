@@ -136,12 +136,13 @@ def is_first_of_machine() -> bool:
 def process_group(num_threads: int | None = None) -> Iterator[Dist]:
     """Join the run: device from LOCAL_RANK, nccl on GPUs and gloo on CPUs, threads per rank. Collective.
 
-    num_threads: CPU threads of this rank; None shares the machine's cores evenly among its ranks. The number is part
-    of an exact resume, because CPU kernels sum in another order with another number of threads.
+    num_threads: CPU threads of this rank; None shares the machine's cores evenly among its ranks. OpenMP's own
+    limits go before both. The number is part of an exact resume, because CPU kernels sum in another order with another
+    number of threads.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    threads = num_threads or max(1, _num_cores() // local_world_size)
+    threads = min(num_threads or max(1, _num_cores() // local_world_size), _most_threads())
     torch.set_num_threads(threads)
     _compute_reproducibly()
     device = _device(local_rank, local_world_size)
@@ -259,6 +260,14 @@ def _compute_reproducibly() -> None:
     torch.backends.cudnn.deterministic = True
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _most_threads() -> int:
+    """What the environment lets OpenMP start. oneDNN waits for ever for threads that were asked for and do not come."""
+    if os.environ.get("OMP_DYNAMIC", "").strip().lower() == "true":
+        return 1  # as many as the machine's load leaves: other sums each time
+    limit = os.environ.get("OMP_THREAD_LIMIT", "").strip()
+    return max(1, int(limit)) if limit.isdecimal() else sys.maxsize
 
 
 def _num_cores() -> int:
