@@ -359,6 +359,28 @@ def test_another_choice_of_kernels_is_another_device(
     assert machine_record(opt, Dist())["device"] != here
 
 
+def test_mkl_s_stripes_are_another_choice_of_kernels(
+    make: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They decide how several threads share the sums of a matrix product."""
+    opt = make().opt
+    here = machine_record(opt, Dist())["device"]
+    monkeypatch.setenv("MKL_NUM_STRIPES", "1")
+    assert machine_record(opt, Dist())["device"] != here
+
+
+def test_what_the_compiler_is_told_is_recorded_where_it_is_used(
+    make: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, plain = (make(train__compile=is_compiled).opt for is_compiled in (True, False))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    monkeypatch.setenv("TORCHINDUCTOR_DETERMINISTIC", "1")
+    assert machine_record(compiled, Dist())["compile"] is True
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    assert machine_record(compiled, Dist())["compile"] == "True (TORCHDYNAMO_DISABLE=1)"
+    assert machine_record(plain, Dist())["compile"] is False
+
+
 def test_launches_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     """A copied folder has lost the times of its files."""
     folder = tmp_path / "options"

@@ -10,7 +10,11 @@ import torch
 CPUINFO = Path("/proc/cpuinfo")
 
 _KERNEL_FLAGS = ("avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_fp16")
-_KERNEL_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
+_KERNEL_VARIABLES = (
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_STRIPES",
+    "NPY_DISABLE_CPU_FEATURES",
+)  # fmt: skip
+_COMPILER_VARIABLES = ("TORCHINDUCTOR_", "TORCHDYNAMO_", "TORCH_COMPILE_")
 
 
 def device_name(device: torch.device) -> str:
@@ -46,6 +50,17 @@ def chosen_amp(amp: Literal["auto", "bf16"] | None, device: torch.device) -> Lit
     if amp == "auto":
         return "bf16" if trains_faster_in_bf16(device) else None
     return amp
+
+
+def compiler_name(is_compiled: bool) -> bool | str:
+    """Whether torch.compile makes the kernels and, if so, what the environment tells it: some of that changes sums."""
+    chosen = [
+        f"{name}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith(_COMPILER_VARIABLES) and "CACHE" not in name
+    ]
+    chosen = [each for each in chosen if each != "TORCHINDUCTOR_DETERMINISTIC=1"]  # as every launch has it
+    return f"{is_compiled} ({', '.join(chosen)})" if is_compiled and chosen else is_compiled
 
 
 def precision_name(amp: Literal["bf16"] | None, device: torch.device) -> str:

@@ -22,7 +22,7 @@ import torch
 from utils import utils_option
 from utils.utils_checkpoint import CheckpointFolder, Manifest, ResumePoint
 from utils.utils_checkpoint_names import find_last_checkpoint
-from utils.utils_device import chosen_amp, device_name
+from utils.utils_device import chosen_amp, compiler_name, device_name
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_failpoint import reached
@@ -273,7 +273,7 @@ def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,  # its generator shuffles, and promises no stream for ever
         "amp": chosen_amp(opt.train.amp, dist.device),
-        "compile": opt.train.compile,
+        "compile": compiler_name(opt.train.compile),
         "channels_last": opt.train.channels_last,
         "G_accumulation_steps": opt.train.G_accumulation_steps,
     }
