@@ -204,8 +204,10 @@ def _fetch_streamed(
         generator=torch.Generator().manual_seed(0),  # iter(loader) otherwise draws from the global generator
     )
     with held_stop_signals():
-        batches = iter(loader)
-    if num_workers:
+        batches: Iterator[Batch] = iter(loader)
+    if not num_workers:
+        batches = _on_one_thread(batches)
+    else:
         # An error leaves the loader open: its workers are not ended by anyone else.
         atexit.unregister(kill_workers)
         atexit.register(kill_workers)
@@ -217,6 +219,20 @@ def _fetch_streamed(
         raise SampleError(str(error).rpartition(f"{UserError.__name__}: ")[2].rstrip()) from None
     except (ConnectionError, EOFError) as error:  # a worker that was killed while it handed over a batch
         raise RuntimeError(f"datasets.{source.name}: a DataLoader worker exited unexpectedly ({error})") from error
+
+
+def _on_one_thread(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Fetch them as a loader worker does: what a data set computes with torch has the same bits in both."""
+    while True:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            batch = next(batches, None)
+        finally:
+            torch.set_num_threads(threads)
+        if batch is None:
+            return
+        yield batch
 
 
 def _on_device(batch: Batch, device: torch.device) -> Batch:

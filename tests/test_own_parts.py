@@ -176,6 +176,22 @@ class Noisy(Linear):
         return self.layer(x + torch.randn_like(x) + np.random.rand())  # noqa: NPY002 - as users do
 
 
+class Summing(Numbers):
+    """Sums so many numbers that torch shares them among its threads."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        return {**sample, "input": sample["input"] + torch.randn(1 << 17).mean()}
+
+
+def test_a_data_set_that_computes_gives_the_same_bits_in_a_worker(launch: Launch, tmp_path: Path) -> None:
+    for task, num_workers in (("process", 0), ("worker", 1)):
+        assert launch(
+            task, data=Summing, train__num_threads=2, datasets__train__dataloader_num_workers=num_workers
+        ) == 0  # fmt: skip
+    assert files(tmp_path / "worker") == files(tmp_path / "process")
+
+
 def stop_in_first_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM before its second batch."""
     test, calls = ModelPlain.test, itertools.count(1)
