@@ -139,12 +139,13 @@ class ModelPlain(ModelBase):
         """One throw-away pass before the state is loaded. Collective.
 
         DDP reorders its gradient buckets after its first backward pass, and with three or more ranks sums in another
-        order from then on. After this pass every iteration, resumed or not, uses the final order. UserError if DDP
-        would wait for gradients that never come.
+        order from then on. After this pass every iteration, resumed or not, uses the final order, if it is given the
+        same micro-batches. UserError if DDP would wait for gradients that never come.
         """
         if self.dist.world_size == 1:
             return
         buffers, before = KeptBuffers(self.netG), self._versions()
+        seed_global_generators(seed_of(self.seed, "step", 1, self.dist.rank))
         self._accumulate_gradients([copied(batch) for batch in micro_batches])
         self.dist.together(self._check_all_are_used)
         if written := [name for name, version in self._versions().items() if version != before[name]]:

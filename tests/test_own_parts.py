@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ import torch.nn as nn
 
 import main_train
 from data import transforms
-from data.select_dataset import DATASETS
+from data.loaders import define_train_loader
+from data.select_dataset import DATASETS, DataSource
+from data.train_stream import TrainStream
 from data.transforms import TRANSFORMS
 from models import model_base, probe
 from models.buffers import KeptBuffers, fill_placeholders
@@ -28,7 +31,10 @@ from models.loss import LOSSES
 from models.model_plain import ModelPlain
 from models.select_network import NETWORKS
 from tests.helpers import changed, tiny_option_mapping, write_options
+from trainer import Trainer
+from utils.utils_dist import Dist
 from utils.utils_metrics import METRICS
+from utils.utils_option import DatasetOptions
 
 NUM_SAMPLES, NUM_CLASSES, LAST = 24, 3, 6
 
@@ -281,6 +287,20 @@ def test_a_compiled_network_that_sees_many_sizes_resumes_exactly(
             torch.compiler.reset()  # as a new process
             assert launch(task, net=OfManySizes, train__compile=True, train__total_iter=end) == 0
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_the_order_of_several_ranks_sums_is_that_of_iteration_one() -> None:
+    """DDP's follows the gradients, whose order a batch may decide; a resume begins with another batch."""
+    dist, options = Dist(rank=1, world_size=3), DatasetOptions(dataset_type="own", dataloader_batch_size=12)
+    source, stream = DataSource("train", Resident("x"), options, None), TrainStream(NUM_SAMPLES, 12, 0, 1, 3)
+    train = SimpleNamespace(train=SimpleNamespace(G_accumulation_steps=2))
+    resumed: Any = SimpleNamespace(
+        start_iter=2, opt=train, stream=stream, _dist=dist, _seed=0, _sources={"train": source}
+    )
+    (_, first), (_, second) = itertools.islice(define_train_loader(source, stream, dist, 0, 0, 2), 2)
+    given = Trainer._first_micro_batches(resumed, second)
+    assert [batch["input"].tolist() for batch in given] == [batch["input"].tolist() for batch in first]
+    assert [batch["input"].tolist() for batch in given] != [batch["input"].tolist() for batch in second]
 
 
 class Late(nn.Module):
