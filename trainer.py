@@ -94,7 +94,7 @@ class Trainer:
             first = _, micro_batches = next(self._loader)
             self._loader = itertools.chain([first], self._loader)  # only looked at here: it is trained on in its turn
             self._dist.together(lambda: probe_training(self.model, micro_batches[0]))
-            self.model.rebuild_buckets(self._first_micro_batches(micro_batches))
+            self.model.rebuild_buckets(self._first_micro_batches)
             self._dist.together(self.tests.probe)
         self.model.load(self._resume)
         if self._has_work:
@@ -175,15 +175,15 @@ class Trainer:
     def _has_work(self) -> bool:
         return self.start_iter < self.total_iter and not self.tests.is_out_of_patience
 
-    def _first_micro_batches(self, next_ones: list[Batch]) -> list[Batch]:
-        """Those of iteration 1, on several ranks: no resume changes the order of their gradients."""
-        if self.start_iter == 0 or self._dist.world_size == 1:
-            return next_ones
+    def _first_micro_batches(self) -> list[Batch]:
+        """Those of iteration 1, wherever this launch begins."""
         train = self._sources["train"]
-        plain = train.options.model_copy(update={"resident": False, "dataloader_num_workers": 0})
-        source = dataclasses.replace(train, options=plain)
-        num = self.opt.train.G_accumulation_steps
-        return next(define_train_loader(source, self.stream, self._dist, self._seed, 0, num))[1]
+        # One batch is wanted: no copy of the whole data set on the device, and no workers.
+        streamed = train.options.model_copy(update={"resident": False, "dataloader_num_workers": 0})
+        source = dataclasses.replace(train, options=streamed)
+        num_micro_batches = self.opt.train.G_accumulation_steps
+        _, micro_batches = next(define_train_loader(source, self.stream, self._dist, self._seed, 0, num_micro_batches))
+        return micro_batches
 
     def _check_still_real(self, accept: bool) -> None:
         """UserError for a run on real samples that would go on with generated ones, because its data are missing."""

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -135,18 +135,19 @@ class ModelPlain(ModelBase):
         if self._average is not None:
             self._average.update(min(self.opt.train.E_decay, (1 + current_iter) / (10 + current_iter)))
 
-    def rebuild_buckets(self, micro_batches: Sequence[Batch]) -> None:
+    def rebuild_buckets(self, first_micro_batches: Callable[[], Sequence[Batch]]) -> None:
         """One throw-away pass before the state is loaded. Collective.
 
         DDP reorders its gradient buckets after its first backward pass, and with three or more ranks sums in another
-        order from then on. After this pass every iteration, resumed or not, uses the final order, if it is given the
-        same micro-batches. UserError if DDP would wait for gradients that never come.
+        order from then on. After this pass every iteration uses the final order, and so does one that is resumed, if
+        the pass is that of the same iteration: a batch may decide whose gradient comes first. UserError if DDP would
+        wait for gradients that never come.
         """
         if self.dist.world_size == 1:
             return
         buffers, before = KeptBuffers(self.netG), self._versions()
         seed_global_generators(seed_of(self.seed, "step", 1, self.dist.rank))
-        self._accumulate_gradients([copied(batch) for batch in micro_batches])
+        self._accumulate_gradients(first_micro_batches())
         self.dist.together(self._check_all_are_used)
         if written := [name for name, version in self._versions().items() if version != before[name]]:
             logger.warning(

@@ -10,7 +10,6 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,7 @@ import torch.nn as nn
 
 import main_train
 from data import transforms
-from data.loaders import define_train_loader
-from data.select_dataset import DATASETS, DataSource
-from data.train_stream import TrainStream
+from data.select_dataset import DATASETS
 from data.transforms import TRANSFORMS
 from models import model_base, probe
 from models.buffers import KeptBuffers, fill_placeholders
@@ -31,10 +28,7 @@ from models.loss import LOSSES
 from models.model_plain import ModelPlain
 from models.select_network import NETWORKS
 from tests.helpers import changed, tiny_option_mapping, write_options
-from trainer import Trainer
-from utils.utils_dist import Dist
 from utils.utils_metrics import METRICS
-from utils.utils_option import DatasetOptions
 
 NUM_SAMPLES, NUM_CLASSES, LAST = 24, 3, 6
 
@@ -289,18 +283,27 @@ def test_a_compiled_network_that_sees_many_sizes_resumes_exactly(
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
-def test_the_order_of_several_ranks_sums_is_that_of_iteration_one() -> None:
+def test_the_order_of_several_ranks_sums_is_that_of_iteration_one(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DDP's follows the gradients, whose order a batch may decide; a resume begins with another batch."""
-    dist, options = Dist(rank=1, world_size=3), DatasetOptions(dataset_type="own", dataloader_batch_size=12)
-    source, stream = DataSource("train", Resident("x"), options, None), TrainStream(NUM_SAMPLES, 12, 0, 1, 3)
-    train = SimpleNamespace(train=SimpleNamespace(G_accumulation_steps=2))
-    resumed: Any = SimpleNamespace(
-        start_iter=2, opt=train, stream=stream, _dist=dist, _seed=0, _sources={"train": source}
-    )
-    (_, first), (_, second) = itertools.islice(define_train_loader(source, stream, dist, 0, 0, 2), 2)
-    given = Trainer._first_micro_batches(resumed, second)
-    assert [batch["input"].tolist() for batch in given] == [batch["input"].tolist() for batch in first]
-    assert [batch["input"].tolist() for batch in given] != [batch["input"].tolist() for batch in second]
+    ordered_by, trained_on = [], []
+    optimize = ModelPlain.optimize_parameters
+
+    def rebuild(_model: ModelPlain, first_micro_batches: Callable[[], Sequence[Any]]) -> None:
+        ordered_by.append([batch["input"].tolist() for batch in first_micro_batches()])
+
+    def noted(model: ModelPlain, micro_batches: Sequence[Any], current_iter: int) -> None:
+        trained_on.append([batch["input"].tolist() for batch in micro_batches])
+        optimize(model, micro_batches, current_iter)
+
+    monkeypatch.setattr(ModelPlain, "rebuild_buckets", rebuild)
+    monkeypatch.setattr(ModelPlain, "optimize_parameters", noted)
+    assert launch(train__total_iter=3) == launch() == 0
+    assert len(trained_on) == LAST
+    assert len(trained_on[0]) == 2
+    assert ordered_by == [trained_on[0]] * 2
+    assert trained_on[3] != trained_on[0]
 
 
 class Late(nn.Module):

@@ -122,7 +122,7 @@ def refusal_of_half_used(dist: Dist, rank: int) -> str:
     """What a launch on several ranks says of a network that is not used as a whole."""
     model_plain.define_G = lambda _options: HalfUsed()
     with pytest.raises(UserError) as caught:
-        ModelPlain(net_options(), dist, 0).rebuild_buckets([class_batch(rank)])
+        ModelPlain(net_options(), dist, 0).rebuild_buckets(lambda: [class_batch(rank)])
     return str(caught.value)
 
 
@@ -133,7 +133,7 @@ def warning_of_clamping(dist: Dist, rank: int) -> str:
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign, assignment]
     logging.getLogger("longhaul").addHandler(handler)
-    ModelPlain(net_options(), dist, 0).rebuild_buckets([class_batch(rank)])
+    ModelPlain(net_options(), dist, 0).rebuild_buckets(lambda: [class_batch(rank)])
     return messages(records)
 
 
