@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from commands.inference_graph import FORMATS, InferenceGraph, Run, capture, reason
+from commands.outputs import check_output
 from commands.trained_model import TrainedModel, load_trained_model
 from models.model_plain import without_targets
 from utils.utils_dist import Dist, process_group
@@ -112,13 +113,14 @@ def run(args: argparse.Namespace) -> int:
     trained = load_trained_model(args.model, args.opt, args.set)
     if args.with_softmax and not trained.class_names:
         raise UserError(f"--with_softmax: the outputs of {trained.path} are no classes; leave it out")
+    output = args.output or trained.path.with_suffix(FORMATS[args.format].suffix)
+    check_output("--output", output, trained.reads())
     samples = _samples(trained, args.num_samples)
     with process_group(trained.opt.train.num_threads) as dist:
         exported = _export(trained, samples, args, dataclasses.replace(dist, device=torch.device("cpu")))
     if not exported.compared.is_close:
         _report_difference(exported.compared)
         return 1
-    output = args.output or trained.path.with_suffix(FORMATS[args.format].suffix)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as file:
         file.write(exported.data)

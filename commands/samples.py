@@ -51,5 +51,5 @@ def run(args: argparse.Namespace) -> int:
     written = write_samples(view, chosen, args.wrong, folder)
     if source.synthetic:
         logger.warning("SYNTHETIC DATA: %s", source.synthetic)
-    logger.info("%d pictures in %s; the first of each row together in %s.", len(written) - 1, folder, written[-1])
+    logger.info("Pictures in %s: %d; the first of each row together in %s.", folder, len(written) - 1, written[-1])
     return 0

@@ -50,7 +50,7 @@ EXAMPLES = """
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="another split of datasets.test, for example PrivateTest")
     parser.add_argument("--tta", action="store_true", help="average over mirror images and small shifts")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that is found to this file")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything that is found; null: not finite")
     parser.add_argument(
         "--output", type=Path, metavar="FOLDER", help="for the confusion matrix (default: images/ of its experiment)"
     )
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         measured = measure(trained, trained.load(dist), dist, args.split, args.tta)
     _print(trained, measured)
     if args.json:
-        write_output(args.json, json.dumps(measured.found, indent=2) + "\n")
+        write_output(args.json, json.dumps(_as_json(measured.found), indent=2, allow_nan=False) + "\n")
         logger.info("Written: %s", args.json)
     try:
         _draw(trained, measured, args.output)
@@ -175,6 +175,15 @@ def _equal(recorded: Any, measured: MetricValue, tolerance: float) -> bool:
         both_nan = math.isnan(recorded) and math.isnan(measured)
         return both_nan or math.isclose(recorded, measured, rel_tol=tolerance)
     return recorded == measured
+
+
+def _as_json(value: Any) -> Any:
+    """What other readers of JSON take too: null for a number that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: _as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _are_the_data(trained: TrainedModel, source: DataSource) -> bool:

@@ -55,6 +55,11 @@ class ModelBase:
         The bare network stays what is saved, averaged and tested.
         """
         if self.dist.world_size > 1:
+            if self.device.type == "cpu" and any(isinstance(module, nn.SyncBatchNorm) for module in net.modules()):
+                raise UserError(
+                    f"netG ({self.opt.netG.net_type}): torch's SyncBatchNorm works on GPUs alone; use BatchNorm, or "
+                    "one rank"
+                )
             ids = [self.device.index] if self.device.type == "cuda" else None
             net = DistributedDataParallel(
                 net, device_ids=ids, gradient_as_bucket_view=True, forward_sync_buffers=has_own_buffers(net)

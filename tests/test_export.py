@@ -240,6 +240,15 @@ def test_it_is_said_on_which_inputs_a_graph_was_checked(
     assert "SYNTHETIC DATA" in said(*absent, "--set", f"datasets.test.fallback={json.dumps(small)}")
 
 
+def test_a_folder_is_no_place_for_a_graph(
+    trained: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    output = tmp_path / "graph.pt2"
+    output.mkdir()
+    assert command("export", trained, "--format", "torch_export", "--output", output) == 2
+    assert f"--output: {output} is a folder; give the name of a file" in capsys.readouterr().err
+
+
 CHANGES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "other weights": lambda output: output + 1e-3 * output.abs().max(),
     "right for two": lambda output: output * output.shape[0] / 2,

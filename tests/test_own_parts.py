@@ -27,7 +27,9 @@ from models.learning_rate import SCHEDULES
 from models.loss import LOSSES
 from models.model_plain import ModelPlain
 from models.select_network import NETWORKS
-from tests.helpers import changed, tiny_option_mapping, write_options
+from tests.helpers import ONE_RANK, changed, net_options, tiny_option_mapping, write_options
+from utils.utils_dist import Dist
+from utils.utils_error import UserError
 from utils.utils_metrics import METRICS
 
 NUM_SAMPLES, NUM_CLASSES, LAST = 24, 3, 6
@@ -281,6 +283,13 @@ def test_a_compiled_network_that_sees_many_sizes_resumes_exactly(
             torch.compiler.reset()  # as a new process
             assert launch(task, net=OfManySizes, train__compile=True, train__total_iter=end) == 0
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_batch_norm_of_all_ranks_needs_gpus() -> None:
+    model = ModelPlain(net_options(), ONE_RANK, seed=0)
+    model.dist = Dist(world_size=2)
+    with pytest.raises(UserError, match=r"netG \(fer_resnet\): torch's SyncBatchNorm works on GPUs alone"):
+        model.wrap(nn.SyncBatchNorm.convert_sync_batchnorm(model.netG))
 
 
 def test_the_order_of_several_ranks_sums_is_that_of_iteration_one(

@@ -137,7 +137,9 @@ def test_a_metric_that_is_no_number_again_is_the_same(
     content = torch.load(trained / "best_model.pth", weights_only=True)
     content["metrics"]["recall_per_class"] = [math.nan, recorded]
     torch.save(content, tmp_path / "changed.pth")
-    assert verify(tmp_path / "changed.pth") == status
+    assert verify(tmp_path / "changed.pth", "--json", tmp_path / "found.json") == status
+    found = json.loads((tmp_path / "found.json").read_text(), parse_constant=pytest.fail)  # NaN is none of JSON's
+    assert found["metrics"]["recall_per_class"] == [None, None]
 
 
 def test_everything_is_in_the_json_and_the_pictures(trained: Path, verify: Command, tmp_path: Path) -> None:
