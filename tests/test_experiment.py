@@ -359,6 +359,18 @@ def test_another_choice_of_kernels_is_another_device(
     assert machine_record(opt, Dist())["device"] != here
 
 
+def test_on_a_gpu_the_processor_counts_too(make: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes what transforms draw; and some variables choose other kernels of the GPU's."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "H200")
+    opt, gpu = make(train__amp=None).opt, Dist(device=torch.device("cuda", 0))
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as every launch has it
+    record = machine_record(opt, gpu)
+    assert record["device"] == "H200"
+    assert record["processor"] == machine_record(opt, Dist())["device"]
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    assert machine_record(opt, gpu)["device"] == "H200 (CUBLAS_WORKSPACE_CONFIG=:16:8)"
+
+
 def test_mkl_s_stripes_are_another_choice_of_kernels(
     make: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
 ) -> None:

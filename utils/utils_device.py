@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -14,20 +15,21 @@ _KERNEL_VARIABLES = (
     "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "MKL_NUM_STRIPES",
     "NPY_DISABLE_CPU_FEATURES",
 )  # fmt: skip
+_GPU_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")
 _COMPILER_VARIABLES = ("TORCHINDUCTOR_", "TORCHDYNAMO_", "TORCH_COMPILE_")
 
 
 def device_name(device: torch.device) -> str:
     """The GPU, or the processor and what decides which kernels it runs: sums of others differ in their last bits."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+        chosen = _chosen(_GPU_VARIABLES)
+        return torch.cuda.get_device_name(device) + (f" ({', '.join(chosen)})" if chosen else "")
     facts = _processor_facts()
     name = facts.get("model name") or platform.processor() or platform.machine()
     if {"cpu family", "model"} <= facts.keys():  # in a virtual machine the name alone may be as vague as "AMD EPYC"
         name = f"{name} {facts['cpu family']}/{facts['model']}"
     flags = [flag for flag in _KERNEL_FLAGS if flag in facts.get("flags", "").split()]
-    chosen = [f"{name}={os.environ[name]}" for name in _KERNEL_VARIABLES if name in os.environ]
-    return f"{name} ({', '.join([torch.backends.cpu.get_cpu_capability(), *flags, *chosen])})"
+    return f"{name} ({', '.join([torch.backends.cpu.get_cpu_capability(), *flags, *_chosen(_KERNEL_VARIABLES)])})"
 
 
 def trains_faster_in_bf16(device: torch.device) -> bool | None:
@@ -54,13 +56,16 @@ def chosen_amp(amp: Literal["auto", "bf16"] | None, device: torch.device) -> Lit
 
 def compiler_name(is_compiled: bool) -> bool | str:
     """Whether torch.compile makes the kernels and, if so, what the environment tells it: some of that changes sums."""
-    chosen = [
-        f"{name}={value}"
-        for name, value in sorted(os.environ.items())
-        if name.startswith(_COMPILER_VARIABLES) and "CACHE" not in name
-    ]
-    chosen = [each for each in chosen if each != "TORCHINDUCTOR_DETERMINISTIC=1"]  # as every launch has it
+    chosen = _chosen(
+        name for name in sorted(os.environ) if name.startswith(_COMPILER_VARIABLES) and "CACHE" not in name
+    )
     return f"{is_compiled} ({', '.join(chosen)})" if is_compiled and chosen else is_compiled
+
+
+def _chosen(names: Iterable[str]) -> list[str]:
+    """What the environment says otherwise than every launch does by itself (see `process_group`)."""
+    chosen = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    return [each for each in chosen if each not in ("TORCHINDUCTOR_DETERMINISTIC=1", "CUBLAS_WORKSPACE_CONFIG=:4096:8")]
 
 
 def precision_name(amp: Literal["bf16"] | None, device: torch.device) -> str:

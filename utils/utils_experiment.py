@@ -266,10 +266,13 @@ class Experiment:
 
 def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
     """What decides the order of float operations; an exact resume needs all of it equal."""
+    is_on_gpu = dist.device.type == "cuda"
     return {
         "ranks": dist.world_size,
         "threads per rank": dist.num_threads,
         "device": device_name(dist.device),
+        # NumPy computes there what transforms draw, a GPU's too.
+        **({"processor": device_name(torch.device("cpu"))} if is_on_gpu else {}),
         "torch": str(torch.__version__),
         "numpy": np.__version__,  # its generator shuffles, and promises no stream for ever
         "amp": chosen_amp(opt.train.amp, dist.device),
