@@ -14,11 +14,20 @@ logger = logging.getLogger("longhaul")
 
 
 class KeptBuffers:
-    """The buffers of a network before a forward pass, which may write to them, replace them or add some."""
+    """The buffers of a network before forward passes, which may write to them, replace them or add some.
+
+    As a context manager it puts them back at its end.
+    """
 
     def __init__(self, net: nn.Module) -> None:
         self._kept = [(module, dict(module._buffers.items())) for module in net.modules()]
         self._values = [(buffer, buffer.clone()) for buffer in net.buffers() if not is_expanded(buffer)]
+
+    def __enter__(self) -> "KeptBuffers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
 
     @torch.no_grad()
     def restore(self) -> None:

@@ -27,25 +27,23 @@ def evaluate(
     network's buffers stay as they were.
     """
     model.sync_buffers()
-    buffers = KeptBuffers(model.tested_net)  # a test that is cut off is made again from its beginning
     built = build_metrics(metrics, num_classes, model.device)
     loss_sum, num_samples = torch.zeros((), dtype=torch.float64, device=model.device), 0
-    for number, batch in enumerate(loader):
-        if should_stop():
-            buffers.restore()
-            return None
-        if batch is None:
-            continue
-        # A test that is made up for after a stop finds other generators than one that follows an update.
-        seed_global_generators(seed_of(0, "test", number, model.dist.rank))
-        output = predict(batch) if predict else model.test(batch)
-        loss_sum += model.test_loss(output).double() * len(output)
-        num_samples += len(output)
-        for metric in built.values():
-            metric.update(output, model.target)
-        if observe:
-            observe(batch, output, model.target)
-    buffers.restore()
+    with KeptBuffers(model.tested_net):  # a test that is cut off is made again from its beginning
+        for number, batch in enumerate(loader):
+            if should_stop():
+                return None
+            if batch is None:
+                continue
+            # One that is made up for after a stop finds other generators than one that follows an update.
+            seed_global_generators(seed_of(0, "test", number, model.dist.rank))
+            output = predict(batch) if predict else model.test(batch)
+            loss_sum += model.test_loss(output).double() * len(output)
+            num_samples += len(output)
+            for metric in built.values():
+                metric.update(output, model.target)
+            if observe:
+                observe(batch, output, model.target)
     loss, count = model.dist.sum(torch.stack([loss_sum, loss_sum.new_tensor(num_samples)])).tolist()
     result: dict[str, MetricValue] = {"loss": loss / count}
     for name, metric in built.items():

@@ -145,9 +145,10 @@ class ModelPlain(ModelBase):
         """
         if self.dist.world_size == 1:
             return
-        buffers, before = KeptBuffers(self.netG), self._versions()
+        before, micro_batches = self._versions(), first_micro_batches()
         seed_global_generators(seed_of(self.seed, "step", 1, self.dist.rank))
-        self._accumulate_gradients(first_micro_batches())
+        with KeptBuffers(self.netG):
+            self._accumulate_gradients(micro_batches)
         self.dist.together(self._check_all_are_used)
         if written := [name for name, version in self._versions().items() if version != before[name]]:
             logger.warning(
@@ -155,7 +156,6 @@ class ModelPlain(ModelBase):
                 "rank 0 are saved, and a resume is not exact.", self.opt.netG.net_type, listing(written),
             )  # fmt: skip
         self.optimizer.zero_grad(set_to_none=True)
-        buffers.restore()
 
     # Testing.
 

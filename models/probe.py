@@ -18,8 +18,7 @@ def probe_training(model: ModelPlain, batch: Batch) -> None:
     """Send a batch through network and loss; UserError if they do not fit it. Leaves no trace."""
     net, loss, shape = model.opt.netG.net_type, model.opt.train.G_lossfn_type, tuple(batch["input"].shape[1:])
     misfit = f"netG ({net}) and {loss} do not fit the data, whose inputs are {shape}"
-    with _explained(misfit, "; check the arguments of netG and the loss"):
-        buffers = KeptBuffers(model.netG)
+    with _explained(misfit, "; check the arguments of netG and the loss"), KeptBuffers(model.netG) as buffers:
         model.feed_data(copied(batch))
         with model.autocast():
             output: object = model.netG_forward(model.netG)
@@ -32,16 +31,14 @@ def probe_training(model: ModelPlain, batch: Batch) -> None:
         state = model.netG.state_dict()
         buffers.restore()
         _check_form(model.netG, state, f"netG ({net})")
-        buffers.restore()
 
 
 def probe_test(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_classes: int | None = None) -> None:
     """Send a few samples of a test through network, loss and metrics; UserError if they do not fit. Leaves no trace."""
     net, loss = model.opt.netG.net_type, model.opt.train.G_lossfn_type
     with _explained(f"its samples do not fit netG ({net}), {loss} or val.metrics"):
-        buffers = KeptBuffers(model.tested_net)
-        output = model.test(batch)
-        buffers.restore()
+        with KeptBuffers(model.tested_net):
+            output = model.test(batch)
         model.test_loss(output)
         for name, metric in build_metrics(metrics, num_classes, model.device).items():
             metric.update(output, model.target)
