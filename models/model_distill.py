@@ -1,5 +1,6 @@
 """ModelDistill: a classifier that also learns from larger, trained ones."""
 
+import contextlib
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,8 @@ import torch
 import torch.nn as nn
 from torch.nn.functional import kl_div, log_softmax, softmax
 
-from models.model_base import compiled, load_network
+from models.buffers import KeptBuffers
+from models.model_base import compiled, has_own_buffers, load_network
 from models.model_plain import ModelPlain
 from models.select_network import define_G
 from utils.utils_error import UserError
@@ -41,7 +43,9 @@ class ModelDistill(ModelPlain):
         """The mean of what the teachers think of the batch at the temperature, float32, of this shape."""
         probabilities = []
         for path, netT in zip(self._teacher_files, self.netT, strict=True):
-            with self.autocast():
+            # What a teacher would learn here is in no file. Batch norm, which most have, does not.
+            kept = KeptBuffers(netT) if has_own_buffers(netT) else contextlib.nullcontext()
+            with self.autocast(), kept:
                 logits = self.netG_forward(netT).float()
             if logits.shape != shape:
                 raise UserError(

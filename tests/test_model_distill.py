@@ -10,7 +10,8 @@ import torch
 from data.transforms import Batch
 from models.model_distill import ModelDistill
 from models.model_plain import ModelPlain
-from models.select_network import define_G
+from models.network_fer_resnet import FerResNet
+from models.select_network import NETWORKS, define_G
 from tests.helpers import NORMALIZE, ONE_RANK, changed, class_batch, messages, net_options, same_tensors
 from tests.run_helpers import LAST, NewRun, Run, differences, kill, new_run, server
 from utils.utils_error import UserError
@@ -118,6 +119,27 @@ def test_the_teacher_stays_as_it_is_and_tests_do_not_need_it(teacher: Path) -> N
     teacher.unlink()
     alone = distilled(teacher)
     assert torch.isfinite(alone.test_loss(alone.test(class_batch(1))))
+
+
+class Watching(FerResNet):
+    """Keeps a mean of what it sees, in evaluation too."""
+
+    def __init__(self, **netG: Any) -> None:
+        super().__init__(**netG)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.get_buffer("mean").lerp_(images.mean(), 0.5)
+        return super().forward(images - self.get_buffer("mean"))
+
+
+def test_a_teacher_learns_nothing_from_what_it_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in no set of the run: a resume would begin with the one of the file."""
+    monkeypatch.setattr(NETWORKS, "_entries", {**NETWORKS._entries, "watching": Watching})
+    model = distilled(write_teacher(tmp_path / "watching.pth", net_type="watching"))
+    for current_iter in (1, 2):
+        model.optimize_parameters([class_batch(1)], current_iter)
+    assert model.netT[0].get_buffer("mean") == 0
 
 
 def test_the_record_tells_one_teacher_from_another(tmp_path: Path) -> None:
