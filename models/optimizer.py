@@ -103,7 +103,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
     Files without names (KAIR's) list the parameters in the order of the network. A moment is laid out like its
     parameter, whatever the strides in the file: fused kernels walk both in memory order.
     """
-    trainable = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+    # A network may have frozen some of them for now, and what was built frozen is not the optimizer's.
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    trainable = {name: parameter for name, parameter in net.named_parameters() if parameter in trained}
     restored, moment = 0, _MOMENT.get(type(optimizer))
     for name, index in _saved_names(saved, list(trainable)).items():
         parameter, moments = trainable.get(name), saved["state"].get(index)

@@ -339,6 +339,27 @@ def test_a_parameter_that_comes_later_resumes_exactly(launch: Launch, tmp_path: 
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
+class Thawing(nn.Module):
+    """Trains its first layer from the third iteration on, as a buffer counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(64, 64), nn.Linear(64, NUM_CLASSES)
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.training:
+            self.get_buffer("count").add_(1)
+        self.first.requires_grad_(bool(self.get_buffer("count") > 4))  # two passes an iteration
+        return self.layer(self.first(x))
+
+
+def test_a_layer_that_is_frozen_at_first_resumes_exactly(launch: Launch, tmp_path: Path) -> None:
+    assert launch("whole", net=Thawing) == 0
+    assert launch("parts", net=Thawing, train__total_iter=4) == launch("parts", net=Thawing) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
 class Cached(Linear):
     """Buffers as position encodings and masks are kept: filled by a forward pass, replaced, and an expanded one."""
 
