@@ -19,9 +19,15 @@ def probe_training(model: ModelPlain, batch: Batch) -> None:
     net, loss, shape = model.opt.netG.net_type, model.opt.train.G_lossfn_type, tuple(batch["input"].shape[1:])
     misfit = f"netG ({net}) and {loss} do not fit the data, whose inputs are {shape}"
     with _explained(misfit, "; check the arguments of netG and the loss"), KeptBuffers(model.netG) as buffers:
+        parameters = dict(model.netG.named_parameters())
         model.feed_data(copied(batch))
         with model.autocast():
             output: object = model.netG_forward(model.netG)
+        if replaced := [name for name, each in model.netG.named_parameters() if parameters.get(name, each) is not each]:
+            raise UserError(
+                f"netG ({net}): its forward pass puts another parameter in the place of {listing(replaced)}, which "
+                "nobody trains or averages; write to the one that is there, under torch.no_grad()"
+            )
         if not isinstance(output, torch.Tensor):
             raise UserError(
                 f"netG ({net}) answers with a {type(output).__name__}, and model: {model.opt.model} takes one tensor; "

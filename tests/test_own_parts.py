@@ -515,6 +515,17 @@ def test_a_scripted_layer_trains_as_the_layer(launch: Launch, tmp_path: Path, no
     assert all(torch.equal(scripted[name], value) for name, value in plain.items())
 
 
+class Replacing(Linear):
+    def forward(self, x: torch.Tensor) -> Any:
+        self.layer.weight = nn.Parameter(self.layer.weight.detach() * 0.99)
+        return self.layer(x)
+
+
+def test_a_network_that_replaces_its_parameters_is_refused(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(launch, capsys, net=Replacing)
+    assert "netG (own): its forward pass puts another parameter in the place of 'layer.weight'" in said
+
+
 class Volume(nn.Module):
     def __init__(self) -> None:
         super().__init__()
