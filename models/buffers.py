@@ -1,5 +1,6 @@
 """A network's buffers: as they were before a pass that leaves no trace, and those that no file holds."""
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +15,16 @@ logger = logging.getLogger("longhaul")
 
 
 class KeptBuffers:
-    """The buffers of a network before forward passes, which may write to them, replace them or add some.
+    """A network's buffers, and its state beside tensors (get_extra_state), before forward passes.
 
-    As a context manager it puts them back at its end.
+    They may write to buffers, replace them or add some. As a context manager it puts all back at its end.
     """
 
     def __init__(self, net: nn.Module) -> None:
         self._kept = [(module, dict(module._buffers.items())) for module in net.modules()]
         self._values = [(buffer, buffer.clone()) for buffer in net.buffers() if not is_expanded(buffer)]
+        having = (each for each in net.modules() if type(each).get_extra_state is not nn.Module.get_extra_state)
+        self._extra = [(module, copy.deepcopy(module.get_extra_state())) for module in having]
 
     def __enter__(self) -> "KeptBuffers":
         return self
@@ -40,6 +43,8 @@ class KeptBuffers:
                     module._buffers[name] = buffer
         for buffer, value in self._values:
             buffer.copy_(value)
+        for module, state in self._extra:
+            module.set_extra_state(copy.deepcopy(state))
 
 
 def fill_placeholders(net: nn.Module, state: Mapping[str, Any]) -> None:

@@ -456,6 +456,13 @@ def test_state_beside_tensors_is_resumed(launch: Launch, tmp_path: Path) -> None
     assert len(torch.load(tmp_path / "parts" / "models" / f"{LAST}_G.pth")["_extra_state"]) >= LAST
 
 
+def test_state_beside_tensors_is_that_before_a_test_that_was_cut_off(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch_whole_and_in_parts(launch, monkeypatch, net=Remembering)
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
 class Registering(Linear):
     def forward(self, x: torch.Tensor) -> Any:
         self.register_buffer("steps", torch.ones(64))
