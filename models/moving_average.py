@@ -87,7 +87,9 @@ def _tensors(net: nn.Module) -> dict[str, torch.Tensor]:
 def _fill_storages_of_their_own(tensors: Sequence[torch.Tensor]) -> bool:
     storages = [tensor.untyped_storage() for tensor in tensors]
     are_full = all(map(operator.eq, (each.nbytes() for each in storages), (each.nbytes for each in tensors)))
-    return are_full and len({storage.data_ptr() for storage in storages}) == len(tensors)
+    # Of `storage` and one tensor. A view that a network keeps in an attribute would stay behind with the old memory.
+    are_seen_once = all(torch._C._storage_Use_Count(storage._cdata) == 2 for storage in storages)
+    return are_full and are_seen_once and len({storage.data_ptr() for storage in storages}) == len(tensors)
 
 
 def _move_together(pairs: Sequence[Pair]) -> list[Pair]:

@@ -533,6 +533,26 @@ def test_a_network_that_replaces_its_parameters_is_refused(launch: Launch, capsy
     assert "netG (own): its forward pass puts another parameter in the place of 'layer.weight'" in said
 
 
+class Looking(nn.Module):
+    """Looks at its weights through an attribute that is no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layer = nn.Linear(64, 64), nn.Linear(64, NUM_CLASSES)
+        self.view = self.first.weight.detach().t()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(torch.relu(self.first(x)) @ self.view)
+
+
+def test_a_view_of_a_weight_follows_it(launch: Launch, tmp_path: Path) -> None:
+    assert launch("whole", net=Looking) == 0
+    assert launch("parts", net=Looking, train__total_iter=3) == launch("parts", net=Looking) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert launch("no_average", net=Looking, train__E_decay=0.0) == 0
+    assert files(tmp_path / "no_average", ["G"]) == files(tmp_path / "whole", ["G"])
+
+
 class Volume(nn.Module):
     def __init__(self) -> None:
         super().__init__()
