@@ -72,6 +72,8 @@ OPTIMIZERS = Table("optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd})
 # What tells the state of one kind of optimizer from that of another, if the option file has changed it.
 _MOMENT = {Adam: "exp_avg", AdamW: "exp_avg", SGD: "momentum_buffer"}
 
+_HYPER_PARAMETERS = ("betas", "momentum", "nesterov", "weight_decay")
+
 
 def define_optimizer(net: nn.Module, train: TrainOptions) -> torch.optim.Optimizer:
     """The optimizer of every trainable parameter of `net`.
@@ -101,22 +103,30 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
     """Restore the saved moments by parameter name; the option file keeps its hyper-parameters, differences are logged.
 
     Files without names (KAIR's) list the parameters in the order of the network. A moment is laid out like its
-    parameter, whatever the strides in the file: fused kernels walk both in memory order.
+    parameter, whatever the strides in the file: fused kernels walk both in memory order. The state of an optimizer that
+    is none of ours is restored as it was saved.
     """
     # A network may have frozen some of them for now, and what was built frozen is not the optimizer's.
-    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    trained = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     trainable = {name: parameter for name, parameter in net.named_parameters() if parameter in trained}
     restored, moment = 0, _MOMENT.get(type(optimizer))
     for name, index in _saved_names(saved, list(trainable)).items():
         parameter, moments = trainable.get(name), saved["state"].get(index)
         if parameter is None or moments is None or (moment and moment not in moments):
             continue
-        fitting = {key: _like(key, value, parameter) for key, value in moments.items()}
-        if any(torch.is_tensor(value) and value.ndim and value.shape != parameter.shape for value in fitting.values()):
+        if moment:
+            fitting = {key: _like(key, value, parameter) for key, value in moments.items()}
+        else:
+            fitting = {key: _as_saved(key, value, parameter, trained[parameter]) for key, value in moments.items()}
+        if moment and any(
+            torch.is_tensor(value) and value.ndim and value.shape != parameter.shape for value in fitting.values()
+        ):
             logger.warning("optimizerG: the state of %s has another shape and starts afresh.", name)
             continue
         optimizer.state[parameter] = fitting
         restored += 1
+    if not moment:
+        _restore_groups(optimizer, saved)
     num_known = sum(len(group["params"]) for group in saved["param_groups"])
     # A parameter that has had no gradient yet has no state either.
     if saved["state"] and (restored < len(saved["state"]) or num_known < len(trainable)):
@@ -132,6 +142,14 @@ def _saved_names(saved: Mapping[str, Any], in_order: list[str]) -> dict[str, int
     return names
 
 
+def _restore_groups(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Restore what an optimizer of another kind may keep in its groups, such as its number of steps."""
+    decided = {"params", "param_names", "lr", *_HYPER_PARAMETERS}
+    for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=False):
+        if group.keys() == old.keys():
+            group.update({key: value for key, value in old.items() if key not in decided})
+
+
 def _like(key: str, value: Any, parameter: torch.Tensor) -> Any:
     if key == "step":  # fused kernels want it as a tensor beside the parameter; old files have a plain number
         return torch.as_tensor(value, dtype=torch.float32).to(parameter.device)
@@ -140,10 +158,16 @@ def _like(key: str, value: Any, parameter: torch.Tensor) -> Any:
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value).detach()
 
 
+def _as_saved(key: str, value: Any, parameter: torch.Tensor, group: Mapping[str, Any]) -> Any:
+    """On the parameter's device, but for a number of steps that torch's optimizers keep on the CPU."""
+    stays = key == "step" and not (group.get("fused") or group.get("capturable"))
+    return value.to(parameter.device) if torch.is_tensor(value) and not stays else value
+
+
 def _log_differences(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     old = max(saved["param_groups"], key=lambda group: group.get("weight_decay", 0))
     new = max(optimizer.param_groups, key=lambda group: group["weight_decay"])
-    for key in ("betas", "momentum", "nesterov", "weight_decay"):
+    for key in _HYPER_PARAMETERS:
         if key in old and key in new and _plain(old[key]) != _plain(new[key]):
             logger.info("optimizerG: %s %s -> %s (the option file decides)", key, old[key], new[key])
 

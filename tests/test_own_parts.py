@@ -26,6 +26,7 @@ from models.buffers import KeptBuffers, fill_placeholders
 from models.learning_rate import SCHEDULES
 from models.loss import LOSSES
 from models.model_plain import ModelPlain
+from models.optimizer import OPTIMIZERS, without_dynamo
 from models.select_network import NETWORKS
 from tests.helpers import ONE_RANK, changed, net_options, tiny_option_mapping, write_options
 from utils.utils_dist import Dist
@@ -357,6 +358,34 @@ class Thawing(nn.Module):
 def test_a_layer_that_is_frozen_at_first_resumes_exactly(launch: Launch, tmp_path: Path) -> None:
     assert launch("whole", net=Thawing) == 0
     assert launch("parts", net=Thawing, train__total_iter=4) == launch("parts", net=Thawing) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+class Warming(torch.optim.Optimizer):
+    """Counts its steps in numbers, for each parameter and for each group, and keeps a mean of each row."""
+
+    def __init__(self, groups: Any) -> None:
+        super().__init__(groups, {"lr": 0.1, "steps": 0})
+
+    @torch.no_grad()
+    def step(self, _closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["steps"] += 1
+            for each in group["params"]:
+                state = self.state[each]
+                state["step"] = state.get("step", 0) + 1
+                state["row"] = state.get("row", 0) + each.grad.mean(dim=-1, keepdim=True)
+                each.sub_(state["row"] / (1 - 0.9 ** state["step"]) * group["lr"] / group["steps"])
+
+
+def test_an_optimizer_that_keeps_its_state_in_its_own_way_resumes_exactly(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = {**OPTIMIZERS._entries, "own": lambda groups, _train: without_dynamo(Warming)(groups)}
+    monkeypatch.setattr(OPTIMIZERS, "_entries", own)
+    warming = {"train__G_optimizer_type": "own"}
+    assert launch("whole", **warming) == 0
+    assert launch("parts", train__total_iter=3, **warming) == launch("parts", **warming) == 0
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
