@@ -62,6 +62,33 @@ def fill_placeholders(net: nn.Module, state: Mapping[str, Any]) -> None:
                 module._buffers[name] = value.to(device, copy=True)
 
 
+class SavedNames:
+    """What a resume can load into a network as it was built, by name; its buffers may be None until a forward pass."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+        self._first = self._names()
+        self._placeholders = {
+            f"{prefix}.{name}".removeprefix(".")
+            for prefix, module in net.named_modules(remove_duplicate=False)
+            for name, buffer in module._buffers.items()
+            if buffer is None
+        }
+
+    def warn_if_changed(self) -> None:
+        """Say once which have come or gone in training."""
+        if changed := sorted((self._names() ^ self._first) - self._placeholders):
+            logger.warning(
+                "netG: %s came or went in training. The sets that are saved now hold another network than the one that "
+                "is built, and no resume could load them; what comes later must be there from the beginning.",
+                listing(changed),
+            )  # fmt: skip
+            self._first = self._names()
+
+    def _names(self) -> set[str]:
+        return set(self._net.state_dict())
+
+
 class UnsavedBuffers:
     """The loss's buffers, and those of a network that are not persistent, as they are before training."""
 

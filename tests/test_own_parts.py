@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from torch.nn.utils import prune
 
 import main_train
 from data import transforms
@@ -580,6 +581,25 @@ def test_a_view_of_a_weight_follows_it(launch: Launch, tmp_path: Path) -> None:
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     assert launch("no_average", net=Looking, train__E_decay=0.0) == 0
     assert files(tmp_path / "no_average", ["G"]) == files(tmp_path / "whole", ["G"])
+
+
+class Pruned(Linear):
+    """Prunes its weights in the third iteration, which names them anew."""
+
+    passes = 0
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.passes += self.training
+        if self.passes == 4:  # the first pass looks whether the data fit
+            prune.l1_unstructured(self.layer, "weight", 0.5)  # type: ignore[no-untyped-call]
+        return self.layer(x)
+
+
+def test_a_network_that_becomes_another_one_is_named_once(launch: Launch, tmp_path: Path) -> None:
+    assert launch(net=Pruned) == 0
+    log = (tmp_path / "own" / "train.log").read_text()
+    named = "netG: 'layer.weight', 'layer.weight_mask', 'layer.weight_orig' came or went in training."
+    assert log.count(named) == log.count("came or went") == 1
 
 
 class Volume(nn.Module):
