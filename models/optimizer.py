@@ -115,15 +115,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
         if parameter is None or moments is None or (moment and moment not in moments):
             continue
         if moment:
-            fitting = {key: _like(key, value, parameter) for key, value in moments.items()}
+            state = {key: _like(key, value, parameter) for key, value in moments.items()}
+            if any(torch.is_tensor(each) and each.ndim and each.shape != parameter.shape for each in state.values()):
+                logger.warning("optimizerG: the state of %s has another shape and starts afresh.", name)
+                continue
         else:
-            fitting = {key: _as_saved(key, value, parameter, trained[parameter]) for key, value in moments.items()}
-        if moment and any(
-            torch.is_tensor(value) and value.ndim and value.shape != parameter.shape for value in fitting.values()
-        ):
-            logger.warning("optimizerG: the state of %s has another shape and starts afresh.", name)
-            continue
-        optimizer.state[parameter] = fitting
+            state = {key: _as_saved(key, value, parameter, trained[parameter]) for key, value in moments.items()}
+        optimizer.state[parameter] = state
         restored += 1
     if not moment:
         _restore_groups(optimizer, saved)

@@ -23,11 +23,7 @@ def probe_training(model: ModelPlain, batch: Batch) -> None:
         model.feed_data(copied(batch))
         with model.autocast():
             output: object = model.netG_forward(model.netG)
-        if replaced := [name for name, each in model.netG.named_parameters() if parameters.get(name, each) is not each]:
-            raise UserError(
-                f"netG ({net}): its forward pass puts another parameter in the place of {listing(replaced)}, which "
-                "nobody trains or averages; write to the one that is there, under torch.no_grad()"
-            )
+        _check_same_parameters(model.netG, parameters, f"netG ({net})")
         if not isinstance(output, torch.Tensor):
             raise UserError(
                 f"netG ({net}) answers with a {type(output).__name__}, and model: {model.opt.model} takes one tensor; "
@@ -53,6 +49,14 @@ def probe_test(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_clas
                 raise UserError(f"val.metrics: {name} computes a {type(value).__name__}, and must compute a tensor")
             if value.ndim and name == model.opt.val.best_metric:
                 raise UserError(f"val.best_metric: {name} has many values, and the best model needs a single number")
+
+
+def _check_same_parameters(net: nn.Module, before: Mapping[str, nn.Parameter], name: str) -> None:
+    if replaced := [each for each, parameter in net.named_parameters() if before.get(each, parameter) is not parameter]:
+        raise UserError(
+            f"{name}: its forward pass puts another parameter in the place of {listing(replaced)}, which nobody trains "
+            "or averages; write to the one that is there, under torch.no_grad()"
+        )
 
 
 def _check_loss(name: str, loss: object) -> None:
