@@ -1,5 +1,6 @@
 """What a user's own network, loss, optimizer, transform or data set may do, and a resume is exact all the same."""
 
+import contextlib
 import csv
 import functools
 import itertools
@@ -15,9 +16,9 @@ import pytest
 import torch
 import torch.nn as nn
 
-from data import transforms
+from data import loaders, transforms
 from data.transforms import TRANSFORMS
-from models import model_base, probe
+from models import evaluate, model_base, probe
 from models.buffers import KeptBuffers, fill_placeholders
 from models.model_plain import ModelPlain
 from models.optimizer import OPTIMIZERS, without_dynamo
@@ -40,14 +41,6 @@ def test_a_network_that_writes_to_its_input_resumes_exactly(launch: Launch, tmp_
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
 
 
-def test_a_probe_on_what_is_trained_on_would_be_noticed(
-    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(probe, "copied", dict)
-    with pytest.raises(AssertionError):
-        test_a_network_that_writes_to_its_input_resumes_exactly(launch, tmp_path)
-
-
 class Noise:
     """A transform that draws from the three global generators, as many a user's does."""
 
@@ -67,14 +60,6 @@ def test_a_transform_that_draws_from_global_generators_resumes_exactly(
     assert files(tmp_path / "plain") != files(tmp_path / "whole")
     assert launch("parts", train__total_iter=3, **noisy) == launch("parts", **noisy) == 0
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
-
-
-def test_a_transform_that_draws_as_it_likes_would_be_noticed(
-    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transforms, "seed_global_generators", lambda _seed: None)
-    with pytest.raises(AssertionError):
-        test_a_transform_that_draws_from_global_generators_resumes_exactly(launch, tmp_path, monkeypatch)
 
 
 class Noisy(Linear):
@@ -415,3 +400,49 @@ def test_a_norm_without_running_statistics_takes_none_from_a_file(norm: Callable
     net = norm(4, track_running_stats=False)
     fill_placeholders(net, norm(4, track_running_stats=True).state_dict())
     assert not list(net.buffers())
+
+
+CONTROLS: dict[str, tuple[Any, str, Any, Callable[..., None]]] = {
+    "a copy for the probe": (
+        probe, "copied", dict,
+        lambda launch, tmp_path, _: test_a_network_that_writes_to_its_input_resumes_exactly(launch, tmp_path),
+    ),
+    "a transform's seeds": (
+        transforms, "seed_global_generators", lambda _seed: None,
+        test_a_transform_that_draws_from_global_generators_resumes_exactly,
+    ),
+    "a test's seeds": (
+        evaluate, "seed_global_generators", lambda _seed: None,
+        test_a_network_that_draws_in_a_test_is_tested_alike_after_a_stop,
+    ),
+    "a test's buffers": (
+        evaluate, "KeptBuffers", contextlib.nullcontext,
+        functools.partial(test_a_network_that_changes_in_a_test_resumes_exactly_from_one, decay=0.9),
+    ),
+    "a test's extra state": (
+        evaluate, "KeptBuffers", contextlib.nullcontext,
+        test_state_beside_tensors_is_that_before_a_test_that_was_cut_off,
+    ),
+    "code for each shape": (
+        model_base, "compiled", lambda net: torch.compile(net),
+        test_a_compiled_network_that_sees_many_sizes_resumes_exactly,
+    ),
+    "one thread": (
+        loaders, "_on_one_thread", iter,
+        lambda launch, tmp_path, _: test_a_data_set_that_computes_gives_the_same_bits_in_a_worker(launch, tmp_path),
+    ),
+    "weights that stay": (
+        torch._C, "_storage_Use_Count", lambda _storage: 2,
+        lambda launch, tmp_path, _: test_a_view_of_a_weight_follows_it(launch, tmp_path),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("left_out", CONTROLS)
+def test_what_is_left_out_would_be_noticed(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    owner, name, replacement, test = CONTROLS[left_out]
+    monkeypatch.setattr(owner, name, replacement)
+    with pytest.raises(AssertionError):
+        test(launch, tmp_path, monkeypatch)
