@@ -18,7 +18,7 @@ import torch.nn as nn
 
 from data import loaders, transforms
 from data.transforms import TRANSFORMS
-from models import evaluate, model_base, probe
+from models import evaluate, model_base, optimizer, probe
 from models.buffers import KeptBuffers, fill_placeholders
 from models.model_plain import ModelPlain
 from models.optimizer import OPTIMIZERS, without_dynamo
@@ -430,6 +430,20 @@ CONTROLS: dict[str, tuple[Any, str, Any, Callable[..., None]]] = {
     "one thread": (
         loaders, "_on_one_thread", iter,
         lambda launch, tmp_path, _: test_a_data_set_that_computes_gives_the_same_bits_in_a_worker(launch, tmp_path),
+    ),
+    "what a pass has made": (
+        model_base, "fill_placeholders", lambda _net, _state: None,
+        lambda launch, tmp_path, _: test_buffers_that_a_forward_pass_makes_are_saved_and_resumed(
+            launch, tmp_path, "stop"
+        ),
+    ),
+    "an optimizer's own numbers": (
+        optimizer, "_as_saved", lambda key, value, parameter, _group: optimizer._like(key, value, parameter),
+        test_an_optimizer_that_keeps_its_state_in_its_own_way_resumes_exactly,
+    ),
+    "an optimizer's own groups": (
+        optimizer, "_restore_groups", lambda _optimizer, _saved: None,
+        test_an_optimizer_that_keeps_its_state_in_its_own_way_resumes_exactly,
     ),
     "weights that stay": (
         torch._C, "_storage_Use_Count", lambda _storage: 2,
