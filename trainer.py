@@ -269,7 +269,7 @@ class Trainer:
             "data": ", ".join(f"{name} {len(source.dataset):,}" for name, source in self._sources.items())
             + f" samples; batch {self.stream.batch_size}, {num_batches:.1f} an epoch",
             "SYNTHETIC": self._synthetic or "",
-            "network": f"{opt.netG.net_type}, {sum(p.numel() for p in self.model.netG.parameters()):,} parameters; "
+            "network": f"{opt.netG.net_type}, {_size(self.model.netG)}; "
             + ("netE is tested" if self.model.netE is not None else "netG is tested"),
             "machine": ", ".join(f"{key} {value}" for key, value in self._machine_record.items() if key != "amp"),
             "precision": precision_name(self._machine_record["amp"], self._dist.device)
@@ -298,3 +298,9 @@ class Trainer:
             lines["verify with"] = f"python main_test.py verify {shlex.quote(str(models / files[0]))}"
         lines["SYNTHETIC"] = self._synthetic or ""
         print_block("Done", lines.items())
+
+
+def _size(net: torch.nn.Module) -> str:
+    sizes = [(each.numel(), each.requires_grad) for each in net.parameters()]
+    num_frozen = sum(size for size, is_trained in sizes if not is_trained)
+    return f"{sum(size for size, _ in sizes):,} parameters" + f", {num_frozen:,} of them frozen" * bool(num_frozen)

@@ -99,10 +99,10 @@ class TrainedModel:
             output = model.test(pipeline(without_targets(images.to(dist.device)), np.arange(len(images))))
             if not output.isfinite().all():
                 raise UserError(f"{self.path}: its outputs are not finite; take another file of the run")
-            if self.class_names and output.shape[1] != len(self.class_names):
+            if self.class_names and output.shape[1:2] != (len(self.class_names),):
                 raise UserError(
-                    f"{self.path}: it has {len(self.class_names)} class_names, and {output.shape[1]} outputs; take "
-                    "another file of the run"
+                    f"{self.path}: it has {len(self.class_names)} class_names, and for each input an output of shape "
+                    f"{tuple(output.shape[1:])}; take another file of the run"
                 )
             return output
 

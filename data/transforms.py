@@ -284,7 +284,13 @@ class Pipeline:
         if self._is_random:  # ours draw from `uniform`, those of others maybe from a global generator
             seed_global_generators(seed_of(self._seed, "batch", int(positions[0])))
         for transform, seed in self._steps:
-            batch = transform(batch, positions, seed)
+            changed: object = transform(batch, positions, seed)
+            if not isinstance(changed, dict):
+                raise UserError(
+                    f"{type(transform).__name__}: a transform returns the batch, a dict, and this one returns a "
+                    f"{type(changed).__name__}"
+                )
+            batch = changed
         return batch
 
 

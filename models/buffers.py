@@ -1,4 +1,4 @@
-"""A network's buffers: as they were before a pass that leaves no trace, and those that no file holds."""
+"""A network's buffers before a pass that leaves no trace, and what of a network no file or no optimizer holds."""
 
 import copy
 import logging
@@ -112,6 +112,22 @@ class UnsavedBuffers:
         saved = net.state_dict().keys()
         unsaved = {f"netG.{name}": buffer for name, buffer in net.named_buffers() if name not in saved}
         return {**unsaved, **{f"lossfn.{name}": buffer for name, buffer in lossfn.named_buffers()}}
+
+
+class FrozenParameters:
+    """The parameters that are frozen when the optimizer is built, which does not know them; nor does DDP."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self._frozen = {name: each for name, each in net.named_parameters() if not each.requires_grad}
+
+    def warn_if_thawed(self) -> None:
+        """Say once which of them have got gradients since, in vain."""
+        if thawed := [name for name, each in self._frozen.items() if each.requires_grad]:
+            logger.warning(
+                "netG: frozen when the optimizer was built, and not trained, whatever their gradients are now: %s; "
+                "build them trainable, and let forward freeze them.", listing(thawed),
+            )  # fmt: skip
+            self._frozen.clear()
 
 
 def is_expanded(tensor: torch.Tensor) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
-from models.buffers import KeptBuffers, SavedNames, UnsavedBuffers, fill_placeholders
+from models.buffers import FrozenParameters, KeptBuffers, SavedNames, UnsavedBuffers, fill_placeholders
 from models.learning_rate import learning_rate
 from models.loss import LOSSES
 from models.loss_meter import LossMeter, NonFiniteLossError
@@ -74,6 +74,7 @@ class ModelPlain(ModelBase):
         self._parameters = [parameter for parameter in self.netG.parameters() if parameter.requires_grad]
         self._unsaved = UnsavedBuffers(self.netG, self.lossfn)
         self._names = SavedNames(self.netG)
+        self._frozen = FrozenParameters(self.netG)
         self._average = MovingAverage(self.netE, self.netG) if self.netE is not None else None
         self.num_skipped_in_a_row = 0
         """Steps that `train.nonfinite: "skip"` has left out since the last one that was taken."""
@@ -210,6 +211,7 @@ class ModelPlain(ModelBase):
         """Everything that a resume needs and the iteration does not give, by part: G, E, optimizerG."""
         self._unsaved.warn_if_changed()
         self._names.warn_if_changed()
+        self._frozen.warn_if_thawed()
         parts: dict[str, Any] = {"G": self.netG.state_dict()}
         if self.netE is not None:
             parts["E"] = self.netE.state_dict()

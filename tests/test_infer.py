@@ -314,7 +314,7 @@ def test_a_model_that_does_not_know_its_input_is_refused(
     ("changes", "message"),
     [
         ({"model_state_dict": {}}, "outputs are not finite"),
-        ({"class_names": CLASSES[:6]}, "6 class_names, and 7 outputs"),
+        ({"class_names": CLASSES[:6]}, "6 class_names, and for each input an output of shape (7,)"),
         ({"iter": "many"}, "not as a run writes it: invalid literal"),
         ({"options": [1]}, "not as a run writes it"),
         ({"input": None}, "not as a run writes it"),

@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch.nn.utils import prune
 
+from data.transforms import TRANSFORMS
 from models.model_plain import ModelPlain
 from tests.helpers import ONE_RANK, net_options
 from tests.own_parts import NUM_CLASSES, Launch, Linear, Numbers, Resident, launch, refused
@@ -107,6 +108,28 @@ def test_a_network_that_becomes_another_one_is_named_once(launch: Launch, tmp_pa
     log = (tmp_path / "own" / "train.log").read_text()
     named = "netG: 'layer.weight', 'layer.weight_mask', 'layer.weight_orig' came or went in training."
     assert log.count(named) == log.count("came or went") == 1
+
+
+class Thawed(Linear):
+    """Trains from the third iteration on what was built frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(64, 64).requires_grad_(False)
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.passes += self.training
+        self.first.requires_grad_(self.passes > 3)
+        return self.layer(self.first(x))
+
+
+def test_a_layer_that_no_optimizer_knows_is_named_once(launch: Launch, tmp_path: Path) -> None:
+    assert launch(net=Thawed) == 0
+    log = (tmp_path / "own" / "train.log").read_text()
+    assert "own, 4,355 parameters, 4,160 of them frozen; netE is tested" in log
+    assert log.count("netG: frozen when the optimizer was built, and not trained") == 1
+    assert "'first.weight', 'first.bias'; build them trainable" in log
 
 
 class Volume(nn.Module):
@@ -227,6 +250,23 @@ def test_a_sample_that_cannot_be_read_is_named(launch: Launch, capsys: pytest.Ca
     said = capsys.readouterr()
     assert "sample 5 cannot be read: [Errno 2] No such file or directory: 'five.jpg'" in said.out + said.err
     assert "Traceback" not in said.out + said.err
+
+
+class InPlace:
+    """Changes the batch, and forgets to return it."""
+
+    is_random = False
+
+    def __call__(self, batch: dict[str, Any], _positions: Any, _seed: int) -> None:
+        batch["input"].mul_(2)
+
+
+def test_a_transform_that_returns_no_batch_is_refused(
+    launch: Launch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TRANSFORMS, "_entries", {**TRANSFORMS._entries, "own": InPlace})
+    said = refused(launch, capsys, datasets__train__transforms=[{"type": "own"}])
+    assert "InPlace: a transform returns the batch, a dict, and this one returns a NoneType" in said
 
 
 class Pair(Linear):
