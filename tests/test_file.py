@@ -21,6 +21,7 @@ from utils.utils_file import (
     project_path,
     sha256_of,
     temporary_path,
+    write_cache,
 )
 
 
@@ -90,6 +91,16 @@ def test_cache_folder_is_the_users_choice(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert cache_folder() == tmp_path / "longhaul"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "longhaul"
+
+
+def test_a_cache_removes_what_its_killed_writers_left(tmp_path: Path) -> None:
+    days_old = [".data.csv.x.7-ab.tmp", ".data.csv.y.7-ab.tmp", "data.csv.x.7-ab.tmp"]
+    for name in (*days_old, ".data.csv.x.8-ab.tmp"):
+        (tmp_path / name).touch()
+    for name in days_old:
+        os.utime(tmp_path / name, (0, 0))
+    assert not write_cache(tmp_path / "data.csv", "x", lambda file: file.write(b"derived"))
+    assert {path.name for path in tmp_path.iterdir()} == {*days_old[1:], ".data.csv.x.8-ab.tmp", "data.csv.x"}
 
 
 def test_a_folder_is_made_with_all_above_it_and_each_is_synced_into_its_parent(

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -154,12 +155,23 @@ def write_cache(source: Path, name: str, write: Callable[[IO[bytes]], object]) -
     for path in cache_paths(source, name):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_stale_temporaries(path)
             with atomic_write(path) as file:
                 write(file)
             return []
         except OSError as error:
             failures.append(str(error))
     return failures
+
+
+def _remove_stale_temporaries(path: Path) -> None:
+    """Remove what killed writers of a cache have left; it has no lock, but nobody writes for a day."""
+    for entry in path.parent.iterdir():
+        temporary = TEMPORARY_NAME.fullmatch(entry.name)
+        if temporary and temporary["name"] == path.name:
+            with contextlib.suppress(OSError):  # another launch was faster
+                if time.time() - entry.stat().st_mtime > 86_400:
+                    entry.unlink()
 
 
 def code_version() -> str | None:
