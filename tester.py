@@ -45,7 +45,7 @@ class Tester:
         self._loaders = define_test_loaders(sources, dist)
         self.progress = saved
         if "test" in sources:
-            judge = f"{opt.val.best_mode} {opt.val.best_metric} of {sources['test'].dataset.fingerprint}"
+            judge = f"{opt.val.best_mode} {opt.val.best_metric} of {sources['test'].fingerprint}"
             self.progress = saved.now_judged_by(judge)
         self._is_judged_anew = self.progress.best_iter != saved.best_iter
         self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
@@ -133,7 +133,7 @@ class Tester:
         return pack_model(
             self._model, current_iter, self._stream.epoch(current_iter), self.result, shown.class_names,
             shown.dataset[0]["input"].shape, transforms, synthetic_notice(self._sources.values()),
-            shown.dataset.fingerprint if shown.name == "test" else None,
+            shown.fingerprint if shown.name == "test" else None,
         )  # fmt: skip
 
     def draw_pictures(self, at_the_end: bool = False) -> None:

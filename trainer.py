@@ -66,7 +66,7 @@ class Trainer:
             "seed": self._seed,
             "batch_size": self.stream.batch_size,
             "num_samples": self.stream.num_samples,
-            "dataset": train.dataset.fingerprint,
+            "dataset": train.fingerprint,
             "synthetic": train.synthetic_source,
         }
         self._machine_record = {**machine_record(self.opt, dist), **self.model.record()}

@@ -189,7 +189,7 @@ def _as_json(value: Any) -> Any:
 def _are_the_data(trained: TrainedModel, source: DataSource) -> bool:
     """Whether the source holds what the run was tested on, as far as the file says what that was."""
     if trained.fingerprint is not None:
-        return trained.fingerprint == source.dataset.fingerprint
+        return trained.fingerprint == source.fingerprint
     return bool(trained.synthetic) == bool(source.synthetic) or trained.path.name[0].isdigit()
 
 

@@ -83,7 +83,12 @@ class DataSource:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes in the order of their ids; empty where targets are no classes."""
-        return tuple(getattr(self.dataset, "class_names", ()))
+        return tuple(map(str, getattr(self.dataset, "class_names", ())))  # NumPy's could not be saved
+
+    @property
+    def fingerprint(self) -> str:
+        """What identifies the samples."""
+        return str(self.dataset.fingerprint)
 
     @property
     def num_classes(self) -> int | None:
@@ -143,7 +148,7 @@ def define_datasets(opt: Options, dist: Dist) -> dict[str, DataSource]:
     def define_all() -> dict[str, DataSource]:
         sources = {name: define_dataset(name, options) for name, options in opt.datasets.items()}
         for name, source in sources.items():
-            if name != "train" and source.dataset.fingerprint == sources["train"].dataset.fingerprint:
+            if name != "train" and source.fingerprint == sources["train"].fingerprint:
                 raise UserError(f"datasets.{name} holds the same samples as datasets.train; test on others")
             if name != "train" and (shared := _shared_keys(source, sources["train"])):
                 raise UserError(
@@ -215,5 +220,6 @@ def _warn_of_shared_samples(sources: Mapping[str, DataSource]) -> None:
 def _input_digests(dataset: Dataset) -> Iterator[bytes]:
     """A hash of each input; of none where samples are not resident and would have to be decoded for it."""
     if isinstance(dataset, ResidentDataset):
-        for row in dataset.resident()["input"].flatten(1).numpy():
+        inputs = dataset.resident()["input"].cpu()
+        for row in inputs.reshape(len(inputs), -1).contiguous().view(torch.uint8).numpy():
             yield hashlib.blake2b(row.data, digest_size=16).digest()

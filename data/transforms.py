@@ -265,7 +265,7 @@ TRANSFORMS = Table(
 
 
 class Pipeline:
-    """uint8 images (the input; in restoration the target too) to [0, 1], then the option file's transforms in order.
+    """uint8 inputs, and targets that are images, to [0, 1], then the option file's transforms in order.
 
     A transform that stands there a second time draws other numbers.
     """
@@ -279,7 +279,8 @@ class Pipeline:
             self._steps.append((each, seed_of(seed, "again", alike) if alike else seed))
 
     def __call__(self, batch: Batch, positions: Positions) -> Batch:
-        images = {key: batch[key].float().div_(255) for key in ("input", "target") if batch[key].dtype == torch.uint8}
+        raw = ["input", *(["target"] if batch["target"].ndim == 4 else [])]
+        images = {key: batch[key].float().div_(255) for key in raw if batch[key].dtype == torch.uint8}
         batch = {**batch, **images}
         if self._is_random:  # ours draw from `uniform`, those of others maybe from a global generator
             seed_global_generators(seed_of(self._seed, "batch", int(positions[0])))

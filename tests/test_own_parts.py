@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from data.transforms import TRANSFORMS
 from models.model_plain import ModelPlain
 from tests.helpers import ONE_RANK, net_options
-from tests.own_parts import NUM_CLASSES, Launch, Linear, Numbers, Resident, launch, refused
+from tests.own_parts import NUM_CLASSES, NUM_SAMPLES, Launch, Linear, Numbers, Resident, launch, refused
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 
@@ -201,6 +201,55 @@ def test_a_fingerprint_is_a_text(
 ) -> None:
     monkeypatch.setattr(WithFingerprint, "given", given)
     assert f"own has the fingerprint {given!r}; it must be a text" in refused(launch, capsys, data=WithFingerprint)
+
+
+class OfNumpy(Resident):
+    """Names and fingerprint as np.unique and an array of texts give them, and inputs that are a view."""
+
+    class_names = tuple(np.array(Resident.class_names))
+
+    def __init__(self, dataroot: str, split: str = "train") -> None:
+        super().__init__(dataroot, split)
+        self.fingerprint = np.str_(self.fingerprint)
+        self._input = self._input.T.contiguous().T
+
+
+def test_numpy_s_texts_reach_no_file(launch: Launch, tmp_path: Path) -> None:
+    assert launch(data=OfNumpy) == 0
+    for name in ("best_model.pth", "final_model.pth"):
+        content = torch.load(tmp_path / "own" / "models" / name, weights_only=True)
+        assert content["class_names"] == list(Resident.class_names)
+
+
+class Bytes(Resident):
+    """Class ids as bytes, which 255 would divide, and which wrap at 256."""
+
+    class_names = tuple(map(str, range(24)))
+
+    def resident(self) -> dict[str, Any]:
+        return {"input": self._input, "target": torch.arange(NUM_SAMPLES, dtype=torch.uint8)}
+
+
+class Wide(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 24)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.layer(x)
+
+
+class Longs(Bytes):
+    def resident(self) -> dict[str, Any]:
+        return {**super().resident(), "target": torch.arange(NUM_SAMPLES)}
+
+
+def test_class_ids_of_one_byte_are_class_ids(launch: Launch, tmp_path: Path) -> None:
+    metrics = {"val__metrics": ["accuracy", "confusion_matrix"]}
+    assert launch("bytes", data=Bytes, net=Wide, **metrics) == launch("longs", data=Longs, net=Wide, **metrics) == 0
+    found = [torch.load(tmp_path / task / "models" / "final_model.pth")["metrics"] for task in ("bytes", "longs")]
+    assert found[0] == found[1]
+    assert len(found[0]["confusion_matrix"]) == 24
 
 
 class FromOne(Resident):

@@ -551,6 +551,16 @@ def test_pipeline_scales_bytes_and_keeps_the_order() -> None:
     assert not torch.equal(other["input"], result["input"])
 
 
+@pytest.mark.parametrize(("shape", "divisor"), [((4, 3, 2, 2), 255), ((4, 2, 2), 1), ((4,), 1)])
+def test_targets_that_are_images_are_scaled_with_them(shape: tuple[int, ...], divisor: int) -> None:
+    """Masks and counts of one byte are no images."""
+    target = torch.full(shape, 51, dtype=torch.uint8)
+    raw = {"input": torch.zeros(4, 1, 2, 2, dtype=torch.uint8), "target": target, "name": []}
+    result = Pipeline([], 0)(raw, np.arange(4))["target"]
+    assert np.allclose(result.numpy(), 51 / divisor)
+    assert result.is_floating_point() == (divisor > 1)
+
+
 def test_pipeline_leaves_floats_as_they_are() -> None:
     inputs = images(2) * 300
     assert torch.equal(Pipeline([], 0)(batch_of(inputs), np.arange(2))["input"], inputs)

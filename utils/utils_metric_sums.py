@@ -59,7 +59,7 @@ def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]
                 f"netG answers with {output.shape[1]} logits, and the data has {num_classes} classes; "
                 "give it one output for each class"
             )
-        pairs = target * num_classes + output.argmax(dim=1)
+        pairs = target.long() * num_classes + output.argmax(dim=1)  # bytes would wrap
         counts = torch.zeros(num_classes**2, dtype=torch.float64, device=output.device)
         ones = torch.ones_like(pairs, dtype=torch.float64)
         return (counts.index_add(0, pairs, ones).view(num_classes, num_classes),)  # bincount would wait for a GPU
