@@ -28,7 +28,7 @@ from utils.utils_metrics_csv import logged_test
 from utils.utils_option import DatasetOptions, Options
 from utils.utils_option_file import apply_overrides
 from utils.utils_progress import Progress
-from utils.utils_state_file import crc_damage, load_state
+from utils.utils_state_file import load_state
 from views.select_view import define_view
 from views.view_base import View
 
@@ -147,8 +147,6 @@ def load_trained_model(path: Path, option_file: Path | None, overrides: list[str
             "trained? python main_train.py -opt ...)"
         )
     content = load_state(file)
-    if damage := crc_damage(file):
-        raise UserError(f"{file}: {damage}; take another file of the run")
     folder = file.absolute().parent
     experiment = folder.parent if folder.name == "models" and (folder.parent / "options").is_dir() else None
     if isinstance(content, Mapping) and content.keys() >= _SELF_CONTAINED:

@@ -1,6 +1,7 @@
 """ModelDistill: a classifier that also learns from larger, trained ones."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,15 @@ from utils.utils_state_file import load_state
 logger = logging.getLogger("longhaul")
 
 
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained network in evaluation mode on this rank's device; class_names: None if its file does not say."""
+
+    path: Path
+    net: nn.Module
+    class_names: list[str] | None
+
+
 class ModelDistill(ModelPlain):
     """Knowledge distillation (Hinton et al., 2015) from the self-contained model, or models, in path.pretrained_netT.
 
@@ -42,15 +52,15 @@ class ModelDistill(ModelPlain):
     def _teacher_probabilities(self, shape: torch.Size) -> torch.Tensor:
         """The mean of what the teachers think of the batch at the temperature, float32, of this shape."""
         probabilities = []
-        for path, netT in zip(self._teacher_files, self.netT, strict=True):
+        for teacher in self.teachers:
             # What a teacher would learn here is in no file. Batch norm, which most have, does not.
-            kept = KeptBuffers(netT) if has_own_buffers(netT) else contextlib.nullcontext()
+            kept = KeptBuffers(teacher.net) if has_own_buffers(teacher.net) else contextlib.nullcontext()
             with self.autocast(), kept:
-                logits = self.netG_forward(netT).float()
+                logits = self.netG_forward(teacher.net).float()
             if logits.shape != shape:
                 raise UserError(
-                    f"path.pretrained_netT: {path} answers {tuple(logits.shape)} where netG answers {tuple(shape)}; "
-                    f"a teacher must know the same classes"
+                    f"path.pretrained_netT: {teacher.path} answers {tuple(logits.shape)} where netG answers "
+                    f"{tuple(shape)}; a teacher must know the same classes"
                 )
             probabilities.append(softmax(logits / self.opt.train.distill_temperature, dim=1))
         return torch.stack(probabilities).mean(dim=0)
@@ -58,24 +68,25 @@ class ModelDistill(ModelPlain):
     def check_classes(self, class_names: Sequence[str]) -> None:
         if not class_names:
             raise UserError("model: distill teaches classes, and the data set names none; use plain")
-        for path in self._teacher_files:
-            known = list(load_state(path).get("class_names", class_names))
-            if known != list(class_names):
+        for teacher in self.teachers:
+            if teacher.class_names not in (None, list(class_names)):
                 raise UserError(
-                    f"path.pretrained_netT: {path} knows the classes {known}, and the data has {list(class_names)}; "
-                    "a teacher must know the same ones in the same order"
+                    f"path.pretrained_netT: {teacher.path} knows the classes {teacher.class_names}, and the data has "
+                    f"{list(class_names)}; a teacher must know the same ones in the same order"
                 )
 
     def record(self) -> dict[str, Any]:
-        _ = self.netT  # its errors say what is wrong with a file
-        return {"teacher": " ".join(sha256_of(path)[:16] for path in self._teacher_files)}
+        return {"teacher": " ".join(sha256_of(teacher.path)[:16] for teacher in self.teachers)}
 
-    @functools.cached_property
-    def netT(self) -> list[nn.Module]:
-        """The teachers, in evaluation mode on this rank's device; UserError if one cannot teach this run."""
-        return [self._teacher(path) for path in self._teacher_files]
+    @functools.cached_property  # only training needs them
+    def teachers(self) -> list[Teacher]:
+        """From the files in path.pretrained_netT; UserError if one cannot teach this run."""
+        named = self.opt.path.pretrained_netT
+        if not named:
+            raise UserError("path.pretrained_netT: missing; model distill learns from the best_model.pth named there")
+        return [self._teacher(project_path(each)) for each in ([named] if isinstance(named, str) else named)]
 
-    def _teacher(self, path: Path) -> nn.Module:
+    def _teacher(self, path: Path) -> Teacher:
         if not path.is_file():
             raise UserError(
                 f"path.pretrained_netT: {path} is missing; train the teacher first, or name another best_model.pth"
@@ -87,16 +98,9 @@ class ModelDistill(ModelPlain):
         if synthetic := content.get("synthetic"):
             logger.warning("path.pretrained_netT: %s learned from generated samples (%s).", path, synthetic)
         net = self.to_device(define_G(NetOptions(**content["netG"])))
-        load_network(net, path, strict=True)
+        load_network(net, path, strict=True, content=content)
         net.eval().requires_grad_(False)
-        return compiled(net) if self.opt.train.compile else net
-
-    @functools.cached_property  # read in every step
-    def _teacher_files(self) -> list[Path]:
-        named = self.opt.path.pretrained_netT
-        if not named:
-            raise UserError("path.pretrained_netT: missing; model distill learns from the best_model.pth named there")
-        return [project_path(each) for each in ([named] if isinstance(named, str) else named)]
+        return Teacher(path, compiled(net) if self.opt.train.compile else net, content.get("class_names"))
 
     def _check_inputs(self, path: Path, wanted: list[dict[str, Any]] | None) -> None:
         if "test" not in self.opt.datasets:

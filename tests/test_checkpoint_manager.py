@@ -453,12 +453,12 @@ def make_folder(path: Path) -> None:
 DAMAGES = {
     "flipped bit": (flip_bit, "checksum"),
     "zero hole": (punch_hole, "checksum"),
-    "truncation": (truncate, "not a whole file"),
-    "text": (write_text, "not a whole file"),
-    "empty": (lambda path: path.write_bytes(b""), "not a whole file"),
+    "truncation": (truncate, "it was cut off"),
+    "text": (write_text, "torch.save did not write it"),
+    "empty": (lambda path: path.write_bytes(b""), "the file is empty"),
     "no dict": (write_list, "it holds a list and no dict"),
     "code in a zip": (write_zip_payload, "nothing in it was run.*mkdir"),
-    "code": (write_plain_payload, "not a whole file"),
+    "code": (write_plain_payload, "nothing in it was run.*mkdir"),
 }
 
 

@@ -11,6 +11,7 @@ import torch.serialization
 
 from tests.helpers import same_tensors
 from tests.run_helpers import Run, RunServer, run_options, server, truncate
+from utils.utils_state_file import load_state
 
 __all__ = ["server"]  # a fixture
 
@@ -92,9 +93,26 @@ def test_a_mismatch_is_a_warning_that_names_all_steps_and_the_chosen_one(kairs: 
 def test_a_truncated_newest_file_is_passed_over(kairs: Run) -> None:
     truncate(kairs.models / "8_G.pth")
     output = resumed(kairs)
-    assert "Iteration 8 is passed over: 8_G.pth" in output
+    assert "Iteration 8 is passed over: " in output
+    assert "8_G.pth: not a readable checkpoint (its end is missing: it was cut off)" in output
     assert "resumed from iteration 4" in output
     assert "Traceback" not in output
+
+
+def test_files_of_an_old_torch_are_resumed_from(kairs: Run) -> None:
+    for path in kairs.models.glob("*.pth"):
+        torch.save(load_state(path), path, _use_new_zipfile_serialization=False)
+    assert "resumed from iteration 8" in resumed(kairs)
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_no_fresh_run(kairs: Run) -> None:
+    for path in kairs.models.glob("*.pth"):
+        truncate(path)
+    before = sorted(path.name for path in kairs.models.iterdir())
+    ended = kairs.launch("--set", "train.total_iter=9")
+    assert ended.status == 2
+    assert "of 2 iterations none can be read; restore them from a backup, or move them away" in ended.output
+    assert [name for name in before if not (kairs.models / name).exists()] == []
 
 
 def test_a_malicious_file_is_one_line_and_2(kairs: Run) -> None:

@@ -13,7 +13,7 @@ from models.model_plain import ModelPlain
 from models.network_fer_resnet import FerResNet
 from models.select_network import NETWORKS, define_G
 from tests.helpers import NORMALIZE, ONE_RANK, changed, class_batch, messages, net_options, same_tensors
-from tests.run_helpers import LAST, NewRun, Run, differences, kill, new_run, server
+from tests.run_helpers import LAST, NewRun, Run, differences, flip_bit, kill, new_run, server
 from utils.utils_error import UserError
 from utils.utils_option import NetOptions, Options
 
@@ -90,6 +90,13 @@ def test_several_teachers_teach_the_mean_of_their_probabilities(teacher: Path, t
         distilled(teachers).record()
 
 
+def test_a_teacher_with_a_flipped_bit_teaches_nobody(teacher: Path) -> None:
+    flip_bit(teacher)
+    torch.load(teacher, weights_only=True)  # control: torch does not notice
+    with pytest.raises(UserError, match=r"teacher\.pth: damaged: the checksum"):
+        distilled(teacher).record()
+
+
 def test_without_weight_it_trains_like_the_plain_model(teacher: Path) -> None:
     plain, model = ModelPlain(options_with(teacher), ONE_RANK, seed=3), distilled(teacher, distill_weight=0.0)
     taught = distilled(teacher)
@@ -103,7 +110,7 @@ def test_without_weight_it_trains_like_the_plain_model(teacher: Path) -> None:
 def test_the_teacher_computes_in_the_precision_of_training(teacher: Path, amp: str | None, dtype: torch.dtype) -> None:
     model = distilled(teacher, amp=amp)
     seen: list[torch.dtype] = []
-    first = next(module for module in model.netT[0].modules() if isinstance(module, torch.nn.Conv2d))
+    first = next(module for module in model.teachers[0].net.modules() if isinstance(module, torch.nn.Conv2d))
     first.register_forward_hook(lambda _module, _inputs, output: seen.append(output.dtype))
     model.optimize_parameters([class_batch(1)], 1)
     assert seen == [dtype]
@@ -111,10 +118,10 @@ def test_the_teacher_computes_in_the_precision_of_training(teacher: Path, amp: s
 
 def test_the_teacher_stays_as_it_is_and_tests_do_not_need_it(teacher: Path) -> None:
     model = distilled(teacher)
-    before = copy.deepcopy(model.netT[0].state_dict())
+    before = copy.deepcopy(model.teachers[0].net.state_dict())
     for current_iter in (1, 2):
         model.optimize_parameters([class_batch(current_iter)], current_iter)
-    assert same_tensors(before, model.netT[0].state_dict())
+    assert same_tensors(before, model.teachers[0].net.state_dict())
     assert set(model.state()) == {"G", "optimizerG"}
     teacher.unlink()
     alone = distilled(teacher)
@@ -139,7 +146,7 @@ def test_a_teacher_learns_nothing_from_what_it_sees(tmp_path: Path, monkeypatch:
     model = distilled(write_teacher(tmp_path / "watching.pth", net_type="watching"))
     for current_iter in (1, 2):
         model.optimize_parameters([class_batch(1)], current_iter)
-    assert model.netT[0].get_buffer("mean") == 0
+    assert model.teachers[0].net.get_buffer("mean") == 0
 
 
 def test_the_record_tells_one_teacher_from_another(tmp_path: Path) -> None:

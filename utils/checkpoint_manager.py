@@ -14,7 +14,7 @@ import torch
 
 from utils.utils_error import UserError
 from utils.utils_file import TEMPORARY_NAME, atomic_write, fsync_directory, make_folder
-from utils.utils_state_file import check_finite, crc_damage, load_state, write_state
+from utils.utils_state_file import check_finite, load_state, write_state
 
 logger = logging.getLogger("longhaul")
 
@@ -147,16 +147,15 @@ class CheckpointManager:
     def _load(self, path: Path) -> dict[str, Any] | None:
         """The dict in a file, on `device`; None where there is none, or only damage, which is logged."""
         try:
-            # torch.load does not notice a flipped bit; the zip's checksums do.
-            damage = crc_damage(path)
-            state = None if damage else load_state(path)
+            state = load_state(path)
         except Exception as error:  # readers of damaged files raise errors of any kind, also a UnicodeDecodeError
             damage = str(error) or type(error).__name__
         else:
             if isinstance(state, dict):
                 return _moved(state, self.device)
+            damage = f"it holds a {type(state).__name__} and no dict"
         if path.exists():
-            logger.error("%s is passed over: %s", path, damage or f"it holds a {type(state).__name__} and no dict")
+            logger.error("%s is passed over: %s", path, damage)
         return None
 
 

@@ -35,7 +35,16 @@ from utils.utils_file import (
     sha256_of,
     temporary_file,
 )
-from utils.utils_state_file import FileRecord, check_finite, check_savable, crc_damage, has_crc, tensors_in, write_state
+from utils.utils_state_file import (
+    DamagedFileError,
+    FileRecord,
+    check_finite,
+    check_savable,
+    has_crc,
+    load_state,
+    tensors_in,
+    write_state,
+)
 
 logger = logging.getLogger("longhaul")
 
@@ -234,12 +243,20 @@ class CheckpointFolder:
         for candidates in (complete, set(found["G"]) - complete):
             for iteration in sorted(candidates, reverse=True):
                 files = {part: found[part][iteration] for part in parts if iteration in found[part]}
-                damage = next(filter(None, (crc_damage(path) for path in files.values())), None)
-                if damage is None:
-                    logger.warning("%s has no manifests (KAIR's own?): resuming from iteration %d by file names.",
-                                   self.folder, iteration)  # fmt: skip
-                    return ResumePoint(iteration, files, None)
-                logger.error("Iteration %d is passed over: %s", iteration, damage)
+                try:
+                    for path in files.values():
+                        load_state(path)
+                except DamagedFileError as error:
+                    logger.error("Iteration %d is passed over: %s", iteration, error)
+                    continue
+                logger.warning("%s has no manifests (KAIR's own?): resuming from iteration %d by file names.",
+                               self.folder, iteration)  # fmt: skip
+                return ResumePoint(iteration, files, None)
+        if found["G"]:
+            raise UserError(
+                f"{self.folder}: of {len(found['G'])} iterations none can be read; restore them from a backup, or move "
+                "them away to start from iteration 0"
+            )
         return None
 
     def _quarantine(self, iteration: int) -> None:

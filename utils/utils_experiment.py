@@ -166,7 +166,7 @@ class Experiment:
     def model_iter(self, name: str) -> int | None:
         """The iteration of models/<name>; None if there is no such model, or none of ours."""
         try:
-            return int(load_state(self.models / name)["iter"])
+            return int(load_state(self.models / name, is_glance=True)["iter"])
         except (UserError, KeyError, TypeError):
             return None
 

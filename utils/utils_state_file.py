@@ -31,13 +31,20 @@ class FileRecord:
     sha256: str
 
 
-def load_state(path: str | Path) -> Any:
+class DamagedFileError(UserError):
+    """A file that cannot be read, or not as it was written."""
+
+
+def load_state(path: str | Path, is_glance: bool = False) -> Any:
     """Load a file of tensors and plain containers onto the CPU; nothing in it is ever executed.
 
-    UserError names a file that is missing, damaged, or holds anything else.
+    UserError names a file that is missing or holds anything else, DamagedFileError one that is damaged. is_glance: the
+    checksums stay unchecked, and tensors on the disk until somebody uses them.
     """
+    if not is_glance and (damage := crc_damage(Path(path))):
+        raise DamagedFileError(f"{path}: damaged: {damage}; take another copy of it")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_glance)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except Exception as error:  # a damaged file makes the unpickler raise anything
@@ -47,7 +54,7 @@ def load_state(path: str | Path) -> Any:
                 f"{path}: refused, because it holds more than tensors and plain containers; nothing in it was run. "
                 f"{forbidden} Save the state dict alone, with torch.save(net.state_dict(), path)."
             ) from error
-        raise UserError(f"{path}: not a readable checkpoint ({_damage(Path(path), error)})") from error
+        raise DamagedFileError(f"{path}: not a readable checkpoint ({_damage(Path(path), error)})") from error
 
 
 def _damage(path: Path, error: Exception) -> str:
@@ -172,14 +179,13 @@ def has_crc(path: Path) -> bool:
 
 
 def crc_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint that no manifest vouches for; None when its zip CRCs hold.
-
-    Of a file without CRCs, which a manifest should vouch for, only the directory is checked.
-    """
+    """Which of a zip file's checksums, at which torch does not look, does not hold; None for a file without any."""
     try:
+        if not zipfile.is_zipfile(path):  # torch's older format, or what loading will find to be none
+            return None
         with zipfile.ZipFile(path) as archive:
             has_crc = any(entry.CRC for entry in archive.infolist())
             damaged = archive.testzip() if has_crc else None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
-        return f"{path.name} is not a whole file ({error})"  # a damaged directory raises many things
-    return f"{path.name}: the checksum of {damaged} does not hold" if damaged else None
+        return str(error)  # a damaged directory raises many things
+    return f"the checksum of {damaged} does not hold" if damaged else None
