@@ -31,8 +31,8 @@ logger = logging.getLogger("longhaul")
 class Tester:
     """Tests on every datasets.test*; the one called "test" selects the best model. All methods are collective.
 
-    progress: best value and patience so far. last_iter: the last test of this launch, -1 before the first. result: of
-    that test on "test".
+    progress: best value and patience so far. has_lost_best: the best model so far could not be saved, or was removed.
+    last_iter: the last test of this launch, -1 before the first. result: of that test on "test".
     """
 
     def __init__(
@@ -48,6 +48,14 @@ class Tester:
             judge = f"{opt.val.best_mode} {opt.val.best_metric} of {sources['test'].fingerprint}"
             self.progress = saved.now_judged_by(judge)
         self._is_judged_anew = self.progress.best_iter != saved.best_iter
+        self.has_lost_best = dist.on_main(self._has_lost_best)
+        if self.has_lost_best:
+            lost = f"{self.progress.best_iter:,}"
+            logger.warning(
+                "best_model.pth of iteration %s is not there: the best model is chosen anew from here.", lost
+            )
+            experiment.set_aside_model("best_model.pth", "was the best before")
+            self.progress = dataclasses.replace(self.progress.judged_anew(), last_test_iter=0)
         self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
         self.result: dict[str, MetricValue] = {}
         self.last_iter = -1
@@ -177,6 +185,11 @@ class Tester:
         if numbers:
             shown = (f"{spoken(name)}: {with_unit(name, value)}" for name, value in numbers.items())
             logger.info("  %s", ", ".join(shown))
+
+    def _has_lost_best(self) -> bool:
+        """Whether the best model so far is not there; one of a later iteration comes again, or is set aside."""
+        found = self._experiment.model_iter("best_model.pth") if self.progress.best_iter else None
+        return self.progress.best_iter > (found or 0)
 
     def _define_pictures(self) -> BestModelPictures | None:
         if "test" not in self._sources or self._experiment.is_dry_run:

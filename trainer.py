@@ -75,7 +75,9 @@ class Trainer:
         self._saved_iter = self.start_iter
         # An earlier launch ended the run and wrote everything.
         self._was_finished = (
-            not self._has_work and dist.on_main(lambda: experiment.model_iter("final_model.pth")) == self.start_iter
+            not self._has_work
+            and not self.tests.has_lost_best
+            and dist.on_main(lambda: experiment.model_iter("final_model.pth")) == self.start_iter
         )
 
     def is_due(self, every: int | str, current_iter: int) -> bool:

@@ -136,6 +136,22 @@ def test_a_best_model_that_no_set_knows_is_not_replaced_by_a_worse_one(new_run: 
     assert run.manifest(LAST)["progress"]["best_iter"] == best
 
 
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_best_model_that_is_not_there_is_chosen_anew(new_run: NewRun, is_finished: bool) -> None:
+    """It could not be saved, or somebody took it away."""
+    run = new_run()
+    accidents = [] if is_finished else [kill("step", 11, signal.SIGTERM)]
+    assert run.launch(accidents=accidents).status == (0 if is_finished else SIGTERM)
+    best = run.model("best_model.pth")["iter"]
+    (run.models / "best_model.pth").unlink()
+    again = run.launch()
+    assert again.status == 0
+    assert f"best_model.pth of iteration {best} is not there: the best model is chosen anew from here." in again.output
+    tested = {iteration: float(row["accuracy"]) for iteration, row in run.rows("test").items() if iteration > 11}
+    assert run.model("best_model.pth")["metrics"]["accuracy"] == max(tested.values())
+    assert "Nothing is left to do" in run.launch().output
+
+
 def _extreme(found: dict[int, float], mode: str) -> int:
     return (max if mode == "max" else min)(found, key=lambda iteration: found[iteration])
 
