@@ -169,10 +169,8 @@ class Tester:
         self.progress = self.progress.after_test(current_iter, value, self._opt.val.best_mode)
         if not self.progress.is_best(current_iter):
             return False
-        path = self._experiment.models / "best_model.pth"
-        logger.info("  Saved best model (%s=%s) to %s", name, with_unit(name, value), path)
-        beside = train_record(self._model, result, train_loss)
-        self._experiment.save_model(path.name, {**self.packed_model(current_iter), **beside})
+        content = {**self.packed_model(current_iter), **train_record(self._model, result, train_loss)}
+        self._experiment.save_model("best_model.pth", content, f"best model ({name}={with_unit(name, value)})")
         return True
 
     def _log_test(self, current_iter: int, result: Mapping[str, MetricValue], train_loss: float | None) -> None:

@@ -91,6 +91,9 @@ def test_a_best_model_that_finds_no_room_is_written_with_the_next_save(
     ended = run.launch(accidents=[fill(best), make_room(best + 1)])
     assert_said(ended, "The best_model.pth could not be saved: OSError", "File too large")
     assert ended.status == 0
+    said = f"Saved best model (accuracy={run.manifest(LAST)['progress']['best_value']:.4f})"
+    assert said not in ended.output.partition("could not be saved")[0]
+    assert said in ended.output
     assert differences(straight(1), run) == []
 
 

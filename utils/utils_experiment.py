@@ -158,10 +158,17 @@ class Experiment:
 
         self._writer.save("checkpoint set", states, write)
 
-    def save_model(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write models/<name> in the background; returns once the content is copied."""
-        if self._dist.is_main:
-            self._writer.save(name, content, lambda copied: write_model(self.models / name, copied))
+    def save_model(self, name: str, content: Mapping[str, Any], what: str = "") -> None:
+        """Write models/<name> in the background, and then say `what` it is; returns once the content is copied."""
+        if not self._dist.is_main:
+            return
+
+        def write(content: Any) -> None:
+            write_model(self.models / name, content)
+            if what:
+                logger.info("  Saved %s to %s", what, self.models / name)
+
+        self._writer.save(name, content, write)
 
     def model_iter(self, name: str) -> int | None:
         """The iteration of models/<name>; None if there is no such model, or none of ours."""
