@@ -74,7 +74,8 @@ class Tester:
                 if (batch := loader.first(8)) is not None:
                     probe_test(self._model, batch, self._opt.val.metrics, self._sources[name].num_classes)
             except UserError as error:
-                raise type(error)(f"datasets.{name}: {error}") from error
+                where = f"datasets.{name}: "
+                raise UserError(where + str(error).removeprefix(where)) from error
 
     def set_stale_best_aside(self, start_iter: int, is_exact: bool) -> None:
         """Set best_model.pth aside if no test to come can be compared with it; the best is chosen anew.

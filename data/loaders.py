@@ -80,11 +80,8 @@ class TestLoader:
         samples = self._samples[:num]
         if not len(samples):
             return None
-        try:
-            dataset = _Samples(self.source, seed=0)
-            raw = torch.utils.data.default_collate([dataset[int(sample), int(sample)] for sample in samples])
-        except UserError as error:
-            raise SampleError(str(error)) from error
+        dataset = _Samples(self.source, seed=0)
+        raw = torch.utils.data.default_collate([dataset[int(sample), int(sample)] for sample in samples])
         return {**self._pipeline(_on_device(raw, self._dist.device), samples), "index": samples}
 
 

@@ -78,6 +78,19 @@ def test_each_number_of_a_run_stands_in_one_panel(tmp_path: Path) -> None:
     }
 
 
+def test_a_class_whose_name_ends_another_s_has_its_own_line(tmp_path: Path) -> None:
+    header = "iter,epoch,split,lr,G_loss,images_per_s,recall_dog,recall_hot_dog,MAE\n"
+    (tmp_path / "metrics.csv").write_text(header + "10,0,test,.1,1.5,,.4,.6,2\n")
+    panels = {panel.title: panel.lines for panel in curve_panels(read_history(tmp_path), ("dog", "hot_dog"))}
+    assert panels["Recall of each class"] == {"dog": [(10, 0.4)], "hot_dog": [(10, 0.6)]}
+    assert "MAE" in panels
+
+
+def test_a_panel_without_any_finite_value_is_empty() -> None:
+    lines = {name: [(1, float("nan")), (2, float("nan"))] for name in ("test", "test_b")}
+    assert not panel_figure(Panel("Loss", "", lines)).axes[0].texts
+
+
 @pytest.mark.parametrize("ends", [[0.99, 1.0, 0.98, 0.1], [0.0, 0.01, 0.02, 1.0], [0.5] * 10])
 def test_the_names_of_lines_stay_apart_and_beside_their_panel(ends: list[float]) -> None:
     lines = {f"line {number}": [(1, 0.0), (2, 1.0), (3, end)] for number, end in enumerate(ends)}

@@ -296,8 +296,9 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 def test_a_block_leaves_out_what_is_empty_and_shouts_about_synthetic_data(logged: pytest.LogCaptureFixture) -> None:
-    print_block("Longhaul", [("start", "fresh"), ("resume", ""), ("SYNTHETIC", "generated faces")])
+    print_block("Longhaul", [("start", "fresh"), ("resume", ""), ("PSNR", "27.1"), ("SYNTHETIC", "generated faces")])
     said = messages(logged.records)
+    assert "  PSNR              27.1" in said
     assert "Longhaul" in said
     assert "fresh" in said
     assert "resume" not in said

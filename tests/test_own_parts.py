@@ -288,8 +288,12 @@ def test_what_a_data_set_hands_over_is_looked_at(
 
 
 class Unreadable(Numbers):
+    def __init__(self, dataroot: str, split: str = "train") -> None:
+        super().__init__(dataroot, split)
+        self.missing = 5 if split == "train" else None
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index == 5:
+        if index == self.missing:
             raise FileNotFoundError(2, "No such file or directory", "five.jpg")
         return super().__getitem__(index)
 
@@ -297,8 +301,18 @@ class Unreadable(Numbers):
 def test_a_sample_that_cannot_be_read_is_named(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch(data=Unreadable) == 2
     said = capsys.readouterr()
-    assert "sample 5 cannot be read: [Errno 2] No such file or directory: 'five.jpg'" in said.out + said.err
+    assert "datasets.train: sample 5 cannot be read: [Errno 2] No such file" in said.out + said.err
     assert "Traceback" not in said.out + said.err
+
+
+class UnreadableTest(Unreadable):
+    def __init__(self, dataroot: str, split: str = "train") -> None:
+        super().__init__(dataroot, split)
+        self.missing = 5 if split == "test" else None
+
+
+def test_a_test_sample_that_cannot_be_read_is_named(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "  datasets.test: sample 5 cannot be read" in refused(launch, capsys, data=UnreadableTest)
 
 
 class InPlace:

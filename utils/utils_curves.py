@@ -57,7 +57,7 @@ def curve_panels(history: History, value_names: Sequence[str]) -> list[Panel]:
     of_classes = {f"_{label}": label for label in value_names}
     grouped: dict[str, dict[str, Series]] = {}
     for name in names:
-        ending = next((each for each in of_classes if name.endswith(each)), None)
+        ending = max((each for each in of_classes if name.endswith(each)), key=len, default=None)
         if numbered := re.fullmatch(r".+(_\d+)", name):
             ending = numbered[1]
             of_classes[ending] = ending[1:]
@@ -136,7 +136,7 @@ def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(MUTED)
-    if len(panel.lines) > 1:
+    if len(panel.lines) > 1 and ends:
         _label_ends(axes, ends)
 
 

@@ -212,12 +212,12 @@ def duration(seconds: float) -> str:
 
 
 def print_block(title: str, lines: Iterable[tuple[str, str]]) -> None:
-    """Log some (label, text) under a title; empty texts are left out. A label in capitals stands out as a banner."""
+    """Log some (label, text) under a title; empty texts are left out. Data that are not real stand out as a banner."""
     logger.info("%s", f" {title} ".center(80, "="))
     for label, text in lines:
         if not text:
             continue
-        if label.isupper():
+        if label in ("SYNTHETIC", "RANDOM"):
             logger.warning("%s", f" {label} DATA: {text} ".center(80, "!"))
         else:
             logger.info("  %-17s %s", label, text)

@@ -162,7 +162,7 @@ _SPOKEN = {
 
 def spoken(name: str) -> str:
     """A column of metrics.csv as people read it."""
-    return _SPOKEN.get(name) or name.replace("_", " ").title()
+    return _SPOKEN.get(name) or " ".join(word[:1].upper() + word[1:] for word in name.split("_"))
 
 
 def with_unit(name: str, value: float) -> str:
