@@ -49,8 +49,7 @@ class Trainer:
         self._seed = self._choose_seed(opt)
         train = sources["train"]
         for source in sources.values():
-            root_joint_idx = getattr(source.dataset, "root_joint_idx", None)
-            check_fits_data(opt.netG, source.class_names, root_joint_idx)
+            check_fits_data(opt.netG, source.title, source.netG_arguments)
         self.stream = TrainStream(
             len(train.dataset), opt.datasets["train"].dataloader_batch_size, self._seed, dist.rank, dist.world_size
         )

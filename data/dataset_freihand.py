@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from utils.utils_error import UserError
 from utils.utils_file import cache_paths, sha256_of, write_cache
-from utils.utils_image_file import decode_image
+from utils.utils_image_file import UnreadableError, decode_file
 
 Split = Literal["train", "val", "evaluation"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -62,7 +62,8 @@ class FreiHand:
         versions: Sequence[Version] | None = None,
     ) -> None:
         _check_arguments(split, size, root_joint_idx, versions)
-        self._root, self._size, self.root_joint_idx = Path(dataroot), size, root_joint_idx
+        self._root, self._size, self._root_joint_idx = Path(dataroot), size, root_joint_idx
+        self.netG_arguments = {"root_joint_idx": root_joint_idx}
         part = "evaluation" if split == "evaluation" else "training"
         xyz, intrinsics = (self._root / f"{part}_{kind}.json" for kind in ("xyz", "K"))
         self._joints_mm = _read(xyz, (NUM_JOINTS, 3)) * METRES_TO_MM
@@ -100,7 +101,7 @@ class FreiHand:
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | str]:
         image = _read_image(self._root / self._files[index], self._size)
         joints = self._joints_mm[self._places[index][1]]
-        target = torch.from_numpy((joints - joints[self.root_joint_idx]).astype(np.float32))
+        target = torch.from_numpy((joints - joints[self._root_joint_idx]).astype(np.float32))
         return {"input": torch.from_numpy(image), "target": target, "name": self.name(index)}
 
     def name(self, index: int) -> str:
@@ -114,7 +115,7 @@ class FreiHand:
         """
         sample = self._places[index][1]
         shrunk = np.diag([self._size / IMAGE_SIZE, self._size / IMAGE_SIZE, 1.0])
-        return shrunk @ self._intrinsics[sample], self._joints_mm[sample, self.root_joint_idx]
+        return shrunk @ self._intrinsics[sample], self._joints_mm[sample, self._root_joint_idx]
 
 
 def _check_arguments(split: str, size: int, root_joint_idx: int, versions: Sequence[str] | None) -> None:
@@ -229,13 +230,9 @@ def _file_states(root: Path, part: str, files: Sequence[str]) -> list[tuple[int,
 def _read_image(path: Path, size: int) -> NDArray[np.uint8]:
     """(3, size, size) RGB. Raises UserError with the file and the reason."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    # Not cv2.imread: it cannot open every path on Windows, and does not say why it fails.
-    image = decode_image(data, cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path}: {'not an image, or damaged' if data else 'the file is empty'}; unpack FreiHAND again")
+        image = decode_file(path, cv2.IMREAD_COLOR)
+    except UnreadableError as error:
+        raise UserError(f"{path}: {error}; unpack FreiHAND again") from error
     if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3):
         height, width = image.shape[:2]
         raise UserError(f"{path}: {width} x {height} pixels, but images of FreiHAND have {IMAGE_SIZE} x {IMAGE_SIZE}")

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -39,7 +39,8 @@ class Dataset(Protocol):
     `final_split` is refused by the trainer and left to main_test. `view` names the entry of VIEWS that shows it, and
     `input_shape` (C, H, W), or a function of the arguments that returns it, says what a network is shown of its images
     where there are no data. `camera(i)` draws poses.
-    `sample_keys` tells the samples of one dataroot apart, so that none is both trained on and tested.
+    `sample_keys` tells the samples of one dataroot apart, so that none is both trained on and tested. `netG_arguments`
+    names arguments of a network that must have these values; num_classes follows from `class_names`.
     """
 
     fingerprint: str
@@ -94,6 +95,12 @@ class DataSource:
     def num_classes(self) -> int | None:
         """None where targets are no classes."""
         return len(self.class_names) or None
+
+    @property
+    def netG_arguments(self) -> dict[str, Any]:
+        """The values that these arguments must have in a network that has them."""
+        classes = {"num_classes": self.num_classes} if self.class_names else {}
+        return {**classes, **getattr(self.dataset, "netG_arguments", {})}
 
     @property
     def value_names(self) -> tuple[str, ...]:

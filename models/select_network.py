@@ -1,6 +1,7 @@
 """NETWORKS: one line a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import torch.nn as nn
 
@@ -14,20 +15,12 @@ from utils.utils_table import Table
 NETWORKS = Table("network", {"fer_resnet": FerResNet, "fer_vgg": FerVGG, "hand_pose_net": HandPoseNet})
 
 
-def check_fits_data(options: NetOptions, class_names: Sequence[str], root_joint_idx: int | None) -> None:
-    """UserError when the network is built for other classes, or for joints relative to another one, than the data's."""
-    if class_names:
-        has = f"has {len(class_names)} classes ({', '.join(class_names)})"
-        _check_argument(options, "num_classes", len(class_names), has)
-    if root_joint_idx is not None:
-        _check_argument(options, "root_joint_idx", root_joint_idx, f"has joints relative to joint {root_joint_idx}")
-
-
-def _check_argument(options: NetOptions, name: str, wanted: int, has: str) -> None:
-    """UserError when a network that has the argument `name` does not get `wanted`."""
-    field = NETWORKS.arguments(options.net_type).model_fields.get(name)
-    if field is not None and (value := options.arguments.get(name, field.default)) != wanted:
-        raise UserError(f"netG.{name}: {value}, but the data {has}; use {wanted}")
+def check_fits_data(options: NetOptions, data: str, wanted: Mapping[str, Any]) -> None:
+    """UserError when the network has one of the arguments that the data want, and does not get that value."""
+    fields = NETWORKS.arguments(options.net_type).model_fields
+    for name in fields.keys() & wanted.keys():
+        if (value := options.arguments.get(name, fields[name].default)) != wanted[name]:
+            raise UserError(f"netG.{name}: {value}, but {data} needs {wanted[name]}")
 
 
 def define_G(options: NetOptions) -> nn.Module:

@@ -56,7 +56,7 @@ def new_run(server: RunServer, tmp_path: Path) -> NewRun:
         ("datasets.train.dataloader_batch_size=21", "21 is more than the 20 training samples"),
         ("datasets.train.dataroot=/nowhere/fer2013.csv", "/nowhere/fer2013.csv"),
         ("val.best_metric=accuracy", "accuracy"),
-        ("netG.num_classes=5", "netG.num_classes: 5, but the data has 7 classes"),
+        ("netG.num_classes=5", "netG.num_classes: 5, but fer2013 Training needs 7"),
         ("netG.in_channels=3", "netG (fer_resnet) and cross_entropy do not fit the data, whose inputs are (1, 48, 48)"),
         ("netG.in_channels=-1", "netG (fer_resnet): "),
         ("path.pretrained_netG=/nowhere/5_G.pth", "/nowhere/5_G.pth: no such file"),
@@ -338,7 +338,7 @@ def test_a_refused_launch_does_not_forget_what_is_committed(new_run: NewRun) -> 
     many_valued = ("--set", 'val.metrics=["confusion_matrix"]', "--set", "val.best_metric=confusion_matrix")
     refused = run.launch(*many_valued, "--set", "val.best_mode=max")
     assert refused.status == 2
-    assert "confusion_matrix is not a single number" in refused.output
+    assert "confusion_matrix has many values, and the best model needs a single number" in refused.output
     assert run.status()["last_committed_iter"] == 4
 
 
@@ -430,7 +430,7 @@ def test_the_command_that_the_end_names_can_be_pasted(new_run: NewRun) -> None:
 
 def test_hands_relative_to_another_joint_than_the_networks_are_refused(server: RunServer, tmp_path: Path) -> None:
     run = Run(server, tmp_path / "run", _hand_options(tmp_path, write_freihand(tmp_path / "freihand")))
-    named = "netG.root_joint_idx: 0, but the data has joints relative to joint 9; use 9"
+    named = "netG.root_joint_idx: 0, but freihand train needs 9"
     relative_to_9 = ("--set", "datasets.train.root_joint_idx=9")
     ended = run.launch(*relative_to_9)
     assert (ended.status, named in ended.output) == (2, True), ended.output
