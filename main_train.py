@@ -39,7 +39,7 @@ def train(opt: Options, dist: Dist, stop: StopRequest, option_file: Path, dry_ru
         trainer.resume()
         if dry_run:
             return 0
-        model, opt = trainer.model, trainer.opt  # its total_iter is known
+        model = trainer.model
         current_iter = trainer.start_iter
         for current_iter, micro_batches in trainer.batches():
             model.update_learning_rate(current_iter)

@@ -17,7 +17,7 @@ from models.probe import probe_test
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment
-from utils.utils_metrics import MetricValue, check_best_metric, spoken, with_unit
+from utils.utils_metrics import MetricValue, spoken, with_unit
 from utils.utils_option import Options
 from utils.utils_progress import Progress
 from utils.utils_signal import StopRequest
@@ -39,7 +39,6 @@ class Tester:
         self, opt: Options, dist: Dist, stop: StopRequest, experiment: Experiment, sources: Mapping[str, DataSource],
         model: ModelPlain, stream: TrainStream, saved: Progress,
     ) -> None:  # fmt: skip
-        check_best_metric(opt.val.best_metric)
         self._opt, self._dist, self._stop, self._experiment, self._sources = opt, dist, stop, experiment, sources
         self._model, self._stream = model, stream
         self._loaders = define_test_loaders(sources, dist)
@@ -108,13 +107,12 @@ class Tester:
         """Test on every test data set; then "test" may give a new best model. Raises NonFiniteLossError."""
         self._model.losses.collect(current_iter)
         results: dict[str, dict[str, MetricValue]] = {}
-        shown: TestOutputs | None = None
+        shown = TestOutputs() if self._pictures else None
         for name, loader in self._loaders.items():
             start = time.perf_counter()
-            outputs = TestOutputs() if self._pictures and name == "test" else None
             result = evaluate(
                 self._model, loader, self._opt.val.metrics, self._sources[name].num_classes, self._stop.agreed,
-                outputs.add if outputs else None,
+                shown.add if shown and name == "test" else None,
             )  # fmt: skip
             if result is None:
                 logger.info("The test was cut off; the next launch begins with it.")
@@ -124,7 +122,6 @@ class Tester:
             values = self._sources[name].value_names
             self._experiment.log.test(name, current_iter, epoch, lr, result, values, seconds)
             results[name] = result
-            shown = outputs or shown
         self.last_iter = current_iter
         if "test" in results:
             is_best = self._judge(current_iter, results["test"], self._model.losses.take_mean())

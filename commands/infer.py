@@ -172,7 +172,7 @@ class _Shown:
     ) -> None:
         self._view, self._subject, self._tables, self._copies, self._window = view, subject, tables, copies, window
         self._num_frames, self._num_found = Counter[Medium](), Counter[Medium]()
-        self._last: tuple[Medium | None, list[Finding]] = None, []
+        self._found: list[Finding] = []
         self._start = time.perf_counter()
 
     def all(self, answers: Iterator[tuple[Frame, list[Finding] | None]]) -> bool:
@@ -181,7 +181,7 @@ class _Shown:
             for frame, found in answers:
                 if found is not None:
                     self._tell(frame, found)
-                    self._last = frame.medium, found
+                    self._found = found
                 if not self._picture(frame):
                     break
         except KeyboardInterrupt:
@@ -216,11 +216,8 @@ class _Shown:
         """Write and show the annotated frame, those between with what was last said; False to stop."""
         if self._copies is None and self._window is None:
             return True
-        medium, found = self._last
-        if medium is not frame.medium:
-            found = []
-        picture = self._view.annotate(frame.image, found)
-        if self._copies is not None and (found or frame.medium.is_video):
+        picture = self._view.annotate(frame.image, self._found)  # the first of each medium is answered
+        if self._copies is not None and (self._found or frame.medium.is_video):
             self._copies.add(frame, picture)
         return self._window is None or self._window.show(picture, wait=not frame.medium.is_video)
 

@@ -74,14 +74,15 @@ class ImageFolder:
 
     def decode(self) -> Faces:
         """All images as 48x48 grey faces; `rows` index `files`. Raises UserError that names all unreadable ones."""
+        from utils.utils_image_file import UnreadableError  # only who has folders pays for OpenCV
+
         faces = Faces.empty(len(self.files))
         problems = []
         for row, file in enumerate(self.files):
-            face = read_face(self.root / file)
-            if isinstance(face, str):
-                problems.append(f"{file}: {face}")
-            else:
-                faces.images[row, 0] = face
+            try:
+                faces.images[row, 0] = read_face(self.root / file)
+            except UnreadableError as error:
+                problems.append(f"{file}: {error}")
         if problems:
             raise refuse(self.root, "unreadable image", problems, REMEDY)
         faces.targets[:] = self.targets
@@ -109,22 +110,13 @@ def _class_folders(folder: Path) -> list[tuple[str, int]]:
     return [(name, EMOTIONS.index(emotions[name])) for name in names]
 
 
-def read_face(path: Path) -> NDArray[np.uint8] | str:
-    """(48, 48) grey values of an image of any size and kind, or the reason why it cannot be read."""
-    import cv2  # only who has folders pays for it
+def read_face(path: Path) -> NDArray[np.uint8]:
+    """(48, 48) grey values of an image of any size and kind. Raises UnreadableError."""
+    import cv2
 
-    from utils.utils_image_file import decode_image
+    from utils.utils_image_file import decode_file
 
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return str(error.strerror)
-    if not data:
-        return "the file is empty"
-    # Not cv2.imread: it cannot open every path on Windows, and does not say why it fails.
-    image = decode_image(data, cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        return "not an image, or damaged"
+    image = decode_file(path, cv2.IMREAD_GRAYSCALE)
     if image.shape != (SIDE, SIDE):
         shrinking = min(image.shape) >= SIDE
         image = cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)

@@ -434,7 +434,7 @@ def test_missing_images_are_named_and_counted(copy: Path) -> None:
         (b"", "the file is empty"),
         (b"no picture", "not an image, or damaged"),
         (claiming(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes(), 60_000, 60_000), "not an image"),
-        (None, "cannot be read: "),
+        (None, "No such file"),
     ],
 )
 def test_an_unreadable_image_is_named_with_the_reason(copy: Path, content: bytes | None, reason: str) -> None:

@@ -22,7 +22,7 @@ from utils import Evaluator
 from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
 from utils.utils_logger import RunLog
-from utils.utils_metrics import METRICS, check_best_metric
+from utils.utils_metrics import METRICS
 from utils.utils_pose import (
     PCK_THRESHOLDS_MM,
     POSE_METRICS,
@@ -540,15 +540,6 @@ def test_the_number_of_joints_of_joint_error_is_checked() -> None:
     metric = METRICS.build("joint_error", {"num_joints": 17})
     metric.update(torch.zeros(2, 17, 3), torch.zeros(2, 17, 3))
     assert metric.compute().tolist() == [0] * 17
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_best_metric_is_a_single_number(name: str) -> None:
-    if name in ("pck_curve", "joint_error"):
-        with pytest.raises(UserError, match=rf"{name} is not a single number; use one of .*avg_metric"):
-            check_best_metric(name)
-    else:
-        check_best_metric(name)
 
 
 def test_the_values_of_joints_become_columns(tmp_path: Path) -> None:

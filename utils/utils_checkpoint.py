@@ -109,11 +109,10 @@ class CheckpointFolder:
         with atomic_write(self.folder / manifest_name(manifest.iteration), "w") as file:
             file.write(_manifest_text(committed))
         self._published.clear()
-        if max_to_keep:
-            try:
-                self.prune(max_to_keep)
-            except OSError as error:  # the set is committed all the same
-                logger.warning("An old checkpoint set could not be removed: %s", error)
+        try:
+            self.prune(max_to_keep)
+        except OSError as error:  # the set is committed all the same
+            logger.warning("An old checkpoint set could not be removed: %s", error)
         return committed
 
     def rehearse(self, states: Mapping[str, Any], manifest: Manifest) -> None:

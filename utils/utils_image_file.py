@@ -29,12 +29,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     the least of 8, 10, 12, 14 and 16 bits that holds the largest of them. Floating point is taken for 0 to 1. Raises
     UnreadableError.
     """
-    try:
-        data = path.read_bytes()  # not cv2.imread: it cannot open every path on Windows, and never says what is wrong
-    except OSError as error:
-        raise UnreadableError(error.strerror or str(error)) from error
-    if not data:
-        raise UnreadableError("the file is empty")
+    data = _read(path)
     try:
         image = _decode(data)
     except cv2.error as error:
@@ -58,12 +53,26 @@ def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def decode_image(data: bytes, flags: int) -> NDArray[Any] | None:
-    """cv2.imdecode, and None for whatever OpenCV cannot or will not read."""
+def decode_file(path: Path, flags: int) -> NDArray[Any]:
+    """cv2.imdecode of an image file. Raises UnreadableError."""
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+        image: NDArray[Any] | None = cv2.imdecode(np.frombuffer(_read(path), np.uint8), flags)
     except cv2.error:
-        return None  # more pixels than its limit, say
+        image = None  # more pixels than its limit, say
+    if image is None:
+        raise UnreadableError("not an image, or damaged")
+    return image
+
+
+def _read(path: Path) -> bytes:
+    """Not cv2.imread: it cannot open every path on Windows, and never says what is wrong."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error)) from error
+    if not data:
+        raise UnreadableError("the file is empty")
+    return data
 
 
 def _decode(data: bytes) -> NDArray[np.uint8] | None:

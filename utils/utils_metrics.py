@@ -170,16 +170,6 @@ def with_unit(name: str, value: float) -> str:
     return f"{value:.3f} mm" if UNITS.get(name, "").startswith("mm") else f"{value:.4f}"
 
 
-_MANY_VALUED = ("recall_per_class", "confusion_matrix", "pck_curve", "joint_error")
-
-
-def check_best_metric(name: str | None) -> None:
-    """Raise UserError if `name` gives more than one number, of which none can be the best."""
-    if name in _MANY_VALUED:
-        single = ", ".join(each for each in METRICS if each not in _MANY_VALUED)
-        raise UserError(f"val.best_metric: {name} is not a single number; use one of {single}, loss")
-
-
 def _classes(num_classes: int | None) -> int:
     if num_classes is None:
         raise UserError("val.metrics: a classification metric needs a data set that names its classes")

@@ -97,8 +97,6 @@ class HandPoseView(View):
 
     def annotate(self, image: Image, found: Sequence[Finding]) -> Image:
         """The image beside the skeleton from two sides: without a camera it has no place in the image."""
-        if not found:
-            return image.copy()
         from views.drawing import draw_box
 
         joints = _joints(found[0].output)
