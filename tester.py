@@ -92,7 +92,7 @@ class Tester:
         if self._is_judged_anew:
             reason = "was the best by another metric or on other test data"
         elif self._dist.on_main(is_replaced):
-            reason = "is of an iteration that comes again with other weights"
+            reason = "is of an iteration that will be trained again with other weights"
             self.progress = self.progress.judged_anew()
         else:
             return

@@ -92,11 +92,7 @@ class Trainer:
         parts = enabled_parts(self.opt.train)
         guarantee = resume_guarantee(self._resume, parts, self._stream_record, self._machine_record, accept)
         if self._has_work:
-            first = _, micro_batches = next(self._loader)
-            self._loader = itertools.chain([first], self._loader)  # only looked at here: it is trained on in its turn
-            self._dist.together(lambda: probe_training(self.model, micro_batches[0]))
-            self.model.rebuild_buckets(self._first_micro_batches)
-            self._dist.together(self.tests.probe)
+            self._probe()
         self.model.load(self._resume)
         if self._has_work:
             self._experiment.rehearse_save(self.model.state(), self._stream_record, self._machine_record)
@@ -105,22 +101,18 @@ class Trainer:
         self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
         if self._resume and self._has_work:
-            is_exact = guarantee.startswith("EXACT")
-            self.tests.set_stale_best_aside(self.start_iter, is_exact)
+            self.tests.set_stale_best_aside(self.start_iter, is_exact=guarantee.startswith("EXACT"))
         self._warn_of_other_counts()
         if self.opt.train.amp == "bf16" and trains_faster_in_bf16(self._dist.device) is False:
             name = device_name(self._dist.device)
             logger.warning('train.amp: bf16 trains more slowly than float32 on %s; "auto" takes the faster.', name)
-        self._experiment.save_options()
-        log = self._experiment.log
-        log.start(self.start_iter, self.total_iter)
-        if log.wants_images and self._has_work and is_picture(micro_batches[0]["input"][0]):
-            self._augmented = image_grid(micro_batches[0]["input"][:32])
+        self._experiment.save_options()  # after what compares with those of the launch before
+        self._experiment.log.start(self.start_iter, self.total_iter)
 
     def batches(self) -> Iterator[tuple[int, list[Batch]]]:
         """(current_iter, micro-batches) of every iteration left, after the test that a stop may have cut off."""
         is_pending = self.start_iter > self.tests.progress.last_test_iter and not self._was_finished
-        # Saved in an earlier launch, maybe with another checkpoint_test, whose set does not know how good it was.
+        # A set that was saved before its test ran, maybe with another checkpoint_test, does not know how good it is.
         if is_pending and (
             self.is_due(self.opt.train.checkpoint_test, self.start_iter) or self.tests.best_model_is_of(self.start_iter)
         ):
@@ -175,6 +167,16 @@ class Trainer:
     @property
     def _has_work(self) -> bool:
         return self.start_iter < self.total_iter and not self.tests.is_out_of_patience
+
+    def _probe(self) -> None:
+        """Look at a batch, the network, the loss and every test before hours of training lead to them."""
+        first = _, micro_batches = next(self._loader)
+        self._loader = itertools.chain([first], self._loader)  # it is trained on in its turn
+        self._dist.together(lambda: probe_training(self.model, micro_batches[0]))
+        self.model.rebuild_buckets(self._first_micro_batches)
+        self._dist.together(self.tests.probe)
+        if self._experiment.log.wants_images and is_picture(micro_batches[0]["input"][0]):
+            self._augmented = image_grid(micro_batches[0]["input"][:32])
 
     def _first_micro_batches(self) -> list[Batch]:
         """Those of iteration 1, wherever this launch begins."""

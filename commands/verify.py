@@ -227,7 +227,7 @@ def _recorded_text(trained: TrainedModel, found: Mapping[str, Any]) -> str:
         shown = [f"{name} {old:.6g}, now {new:.6g}" for name, old, new in pairs if isinstance(new, float)]
         return f"DIFFERENT: {'; '.join(shown) or ', '.join(found['differing'])}"
     if not found["recorded"]:
-        return "nothing for this file on these data"
+        return "no result of this file on these data"
     other = found["recorded_on_other_device"]
     return "the same" if other is None else f"the same within 1 %, as measured on another device ({other})"
 

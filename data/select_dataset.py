@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -34,7 +35,8 @@ DATA_TABLES = {"dataset": DATASETS, "fallback": SYNTHETIC_SOURCES, "transform": 
 class Dataset(Protocol):
     """Index -> raw sample {"input", "target", "name"}. Built from `dataroot` and its own arguments.
 
-    `fingerprint` identifies the content. A data set that fits in memory also has `resident() -> {"input": (N, ...),
+    `fingerprint` identifies the content. `is_available(dataroot)` tells whether there are data, where more than that
+    file or folder must be there. A data set that fits in memory also has `resident() -> {"input": (N, ...),
     "target": (N, ...)}` and `name(i)`; one for classification has `class_names`, one for poses `joint_names`. A
     `final_split` is refused by the trainer and left to main_test. `view` names the entry of VIEWS that shows it, and
     `input_shape` (C, H, W), or a function of the arguments that returns it, says what a network is shown of its images
@@ -44,9 +46,6 @@ class Dataset(Protocol):
     """
 
     fingerprint: str
-
-    @staticmethod
-    def is_available(dataroot: str) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -121,7 +120,8 @@ def _define_dataset(name: str, options: DatasetOptions) -> DataSource:
     arguments = options.arguments
     dataroot = None if options.dataroot is None else str(project_path(options.dataroot))
     synthetic = None
-    if dataroot is None or not dataset_class.is_available(dataroot):  # type: ignore[attr-defined]
+    is_available = getattr(dataset_class, "is_available", os.path.exists)
+    if dataroot is None or not is_available(dataroot):
         missing = (
             "no dataroot is given" if dataroot is None else f"there is no {options.dataset_type} data at {dataroot}"
         )

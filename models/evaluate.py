@@ -35,7 +35,7 @@ def evaluate(
                 return None
             if batch is None:
                 continue
-            # One that is made up for after a stop finds other generators than one that follows an update.
+            # A test that a resume repeats must draw the same numbers as one that follows an update.
             seed_global_generators(seed_of(0, "test", number, model.dist.rank))
             output = predict(batch) if predict else model.test(batch)
             loss_sum += model.test_loss(output).double() * len(output)

@@ -103,7 +103,7 @@ class ModelPlain(ModelBase):
         """UserError if the model cannot learn the data's classes (empty: it has none); this one can."""
 
     def record(self) -> dict[str, Any]:
-        """What decides the bits of an update besides options, data and machine; a resume says if it has changed."""
+        """What else decides the bits of an update, such as a teacher's hash; a resume says if it has changed."""
         return {}
 
     # Training.

@@ -402,7 +402,7 @@ def test_a_best_model_that_comes_again_with_other_weights_is_set_aside(new_run: 
     ended = run.launch(*change)
     assert ended.status == 0
     assert "EXACT" in ended.output
-    aside = "best_model.pth is of an iteration that comes again with other weights" in ended.output
+    aside = "best_model.pth is of an iteration that will be trained again with other weights" in ended.output
     assert aside == bool(change) == (run.models / "quarantine" / "best_model.pth").exists()
     best = run.model("best_model.pth")
     assert best["iter"] == run.manifest(8)["progress"]["best_iter"]

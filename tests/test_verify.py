@@ -62,7 +62,7 @@ def test_the_average_of_a_set_measures_as_logged(
     assert f"accuracy          {final['accuracy']:.4f}" in shown
     assert "recorded          the same" in shown
     verify(trained / "60_G.pth")  # the run has tested netE alone
-    assert "nothing for this file" in capsys.readouterr().out
+    assert "no result of this file" in capsys.readouterr().out
 
 
 def test_a_set_is_compared_with_what_was_tested_then(
@@ -75,7 +75,7 @@ def test_a_set_is_compared_with_what_was_tested_then(
     options["train"]["E_decay"] = 0
     newest.with_name("later_991231_235959.json").write_text(json.dumps(options))
     assert verify(experiment / "models" / "60_G.pth") == 0
-    assert "nothing for this file" in capsys.readouterr().out
+    assert "no result of this file" in capsys.readouterr().out
     assert verify(experiment / "models" / "60_E.pth") == 0
     assert "recorded          the same" in capsys.readouterr().out
 
@@ -233,7 +233,7 @@ def test_another_split_has_no_record(trained: Path, verify: Command, capsys: pyt
     assert verify(trained / "best_model.pth", "--split", "PrivateTest") == 0
     shown = capsys.readouterr().out
     assert "2 samples of fer2013 PrivateTest" in shown
-    assert "nothing for this file on these data" in shown
+    assert "no result of this file on these data" in shown
 
 
 def _weights_without_options(trained: Path, folder: Path) -> Path:

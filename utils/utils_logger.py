@@ -158,7 +158,7 @@ class RunLog:
     @property
     def wants_images(self) -> bool:
         """Whether pictures go anywhere."""
-        return self._tb is not None
+        return self._tensorboard
 
     def failure(self, error: BaseException) -> None:
         """Write how the launch ended to train.log alone; the console gets it from whoever handles the error."""

@@ -16,9 +16,9 @@ def resume_guarantee(
 ) -> str:
     """EXACT, SAME-DATA or NEW STREAM, with the reason; "" for a fresh run.
 
-    parts: what is to be restored. Whatever of it the set has not, and the optimizer's state if it is not among it,
-    starts afresh. stream: what decides which sample comes when; a difference is a UserError unless accepted. machine:
-    what decides the order of float operations; a difference leaves the data the same.
+    parts: what is to be restored; those that the set does not hold start afresh, and so does the optimizer's state
+    where it is not one of them. stream: what decides which sample comes when; a difference is a UserError unless
+    accepted. machine: what decides the order of float operations; a difference leaves the data the same.
     """
     if resume is None:
         return ""
