@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import copy
+import io
 import logging
 import os
 import sys
@@ -145,6 +146,19 @@ def test_any_value_is_copied_equal(value: Any) -> None:
     snapshot = Snapshot()
     for _ in range(2):
         assert same(snapshot.take({"value": value}), {"value": value})
+
+
+def test_equal_texts_give_equal_files_whoever_made_them() -> None:
+    """A resume brings texts of its own: those in a file, beside those in the code."""
+    state = {"state": {0: {"step": 3}}, "groups": [{"step": 3, "mode": "step"}]}
+    read: Any = copy.deepcopy(state)
+    read["state"][0] = {"".join("step"): 3}
+    files = [io.BytesIO(), io.BytesIO(), io.BytesIO()]
+    for file, content in zip(files, (Snapshot().take(state), Snapshot().take(read), read), strict=True):
+        torch.save(content, file)
+    written, again, control = (file.getvalue() for file in files)
+    assert written == again
+    assert control != written
 
 
 def test_buffers_are_reused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ class Snapshot:
             sources.append(source)
             return targets[-1]
         if isinstance(state, Mapping):
-            items = [(key, self._walk(value, (*place, key), targets, sources)) for key, value in state.items()]
+            items = [(_copied(key), self._walk(value, (*place, key), targets, sources)) for key, value in state.items()]
             if not isinstance(state, OrderedDict):
                 return dict(items)
             ordered = OrderedDict(items)
@@ -88,7 +88,7 @@ class Snapshot:
             return ordered
         if isinstance(state, (list, tuple)):
             return type(state)(self._walk(value, (*place, i), targets, sources) for i, value in enumerate(state))
-        return copy.deepcopy(state)
+        return _copied(state)
 
     def _buffer(self, place: tuple[Any, ...], source: torch.Tensor) -> torch.Tensor:
         buffer = self._buffers.get(place)
@@ -100,6 +100,14 @@ class Snapshot:
             buffer = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
             self._buffers[place] = buffer
         return buffer
+
+
+def _copied(value: Any) -> Any:
+    """A copy, and of equal texts one object: a file names it again where it would write another once more.
+
+    Texts that a resume has read are others than those of the code, and the next file would have other bytes.
+    """
+    return sys.intern(value) if type(value) is str else copy.deepcopy(value)
 
 
 def _chosen(tensors: list[torch.Tensor], flags: list[bool]) -> list[torch.Tensor]:
