@@ -102,15 +102,19 @@ def define_optimizer(net: nn.Module, train: TrainOptions) -> torch.optim.Optimiz
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], net: nn.Module) -> None:
     """Restore the saved moments by parameter name; the option file keeps its hyper-parameters, differences are logged.
 
-    Files without names (KAIR's) list the parameters in the order of the network. A moment is laid out like its
-    parameter, whatever the strides in the file: fused kernels walk both in memory order. The state of an optimizer that
-    is none of ours is restored as it was saved.
+    Files without names (KAIR's) list the parameters in the order of the network, or of this optimizer if it has no
+    names either. A moment is laid out like its parameter, whatever the strides in the file: fused kernels walk both in
+    memory order. The state of an optimizer that is none of ours is restored as it was saved.
     """
     # A network may have frozen some of them for now, and what was built frozen is not the optimizer's.
     trained = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     trainable = {name: parameter for name, parameter in net.named_parameters() if parameter in trained}
     restored, moment = 0, _MOMENT.get(type(optimizer))
-    for name, index in _saved_names(saved, list(trainable)).items():
+    in_order = list(trainable)
+    if not any("param_names" in group for group in optimizer.param_groups):  # a user's, in an order of its own
+        places = {parameter: place for place, parameter in enumerate(trained)}
+        in_order.sort(key=lambda name: places[trainable[name]])
+    for name, index in _saved_names(saved, in_order).items():
         parameter, moments = trainable.get(name), saved["state"].get(index)
         if parameter is None or moments is None or (moment and moment not in moments):
             continue
@@ -164,7 +168,7 @@ def _as_saved(key: str, value: Any, parameter: torch.Tensor, group: Mapping[str,
 
 def _log_differences(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     old = max(saved["param_groups"], key=lambda group: group.get("weight_decay", 0))
-    new = max(optimizer.param_groups, key=lambda group: group["weight_decay"])
+    new = max(optimizer.param_groups, key=lambda group: group.get("weight_decay", 0))
     for key in _HYPER_PARAMETERS:
         if key in old and key in new and _plain(old[key]) != _plain(new[key]):
             logger.info("optimizerG: %s %s -> %s (the option file decides)", key, old[key], new[key])

@@ -292,6 +292,26 @@ def test_an_optimizer_of_the_users_own_is_restored(logged: pytest.LogCaptureFixt
     assert messages(logged.records) == ""
 
 
+@pytest.mark.parametrize("kind", [torch.optim.RMSprop, torch.optim.AdamW])
+def test_groups_of_the_users_own_without_names_keep_their_order(kind: Callable[..., torch.optim.Optimizer]) -> None:
+    """The head first: two tensors of one shape would get each other's state, those of two shapes none that fits."""
+
+    def grouped(net: nn.Module) -> torch.optim.Optimizer:
+        assert isinstance(net, FerResNet)
+        rest = [*net.body.parameters(), *net.stem.parameters()]
+        return kind([{"params": net.head.parameters(), "lr": 0.1}, {"params": rest, "lr": 0.01}])
+
+    straight, resumed = small_net(), small_net()
+    optimizer = grouped(straight)
+    steps(straight, optimizer, 1, 3)
+    resumed.load_state_dict(straight.state_dict())
+    again = grouped(resumed)
+    load_optimizer(again, through_file(optimizer.state_dict()), resumed)
+    steps(straight, optimizer, 4, 6)
+    steps(resumed, again, 4, 6)
+    assert torch.equal(weights(resumed), weights(straight))
+
+
 def test_a_fresh_optimizers_file_restores_nothing_quietly(logged: pytest.LogCaptureFixture) -> None:
     net = small_net()
     new = define_optimizer(net, options())
