@@ -145,10 +145,13 @@ def _saved_names(saved: Mapping[str, Any], in_order: list[str]) -> dict[str, int
 
 
 def _restore_groups(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Restore what an optimizer of another kind may keep in its groups, such as its number of steps."""
+    """Restore what an optimizer of another kind may keep in its groups, such as its number of steps.
+
+    Some put it there in their first step, so that a new optimizer has less than the file.
+    """
     decided = {"params", "param_names", "lr", *_HYPER_PARAMETERS}
     for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=False):
-        if group.keys() == old.keys():
+        if group.keys() <= old.keys():
             group.update({key: value for key, value in old.items() if key not in decided})
 
 

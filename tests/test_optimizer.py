@@ -312,6 +312,31 @@ def test_groups_of_the_users_own_without_names_keep_their_order(kind: Callable[.
     assert torch.equal(weights(resumed), weights(straight))
 
 
+class Decaying(torch.optim.Optimizer):
+    """Counts its steps in its group from the first one on, as apex's do."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, _closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for each in group["params"]:
+                each.sub_(each.grad * group["lr"] / group["step"])
+
+
+def test_what_a_first_step_puts_into_a_group_is_restored() -> None:
+    straight, resumed = small_net(), small_net()
+    optimizer, again = Decaying(straight.parameters()), Decaying(resumed.parameters())
+    steps(straight, optimizer, 1, 3)
+    resumed.load_state_dict(straight.state_dict())
+    load_optimizer(again, through_file(optimizer.state_dict()), resumed)
+    steps(straight, optimizer, 4, 6)
+    steps(resumed, again, 4, 6)
+    assert torch.equal(weights(resumed), weights(straight))
+
+
 def test_a_fresh_optimizers_file_restores_nothing_quietly(logged: pytest.LogCaptureFixture) -> None:
     net = small_net()
     new = define_optimizer(net, options())
