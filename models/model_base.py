@@ -16,6 +16,7 @@ from utils.utils_device import chosen_amp
 from utils.utils_dist import Dist
 from utils.utils_error import UserError, listing
 from utils.utils_option import Options
+from utils.utils_signal import hold_stop_signals_while_compiling
 from utils.utils_state_file import load_state
 
 logger = logging.getLogger("longhaul")
@@ -84,6 +85,7 @@ def compiled(net: nn.Module) -> nn.Module:
     By default torch compiles the first shape of a launch for itself and all others together, with other bits: a resume
     whose first shape is another would not be exact. Beyond the limit torch warns and does not compile.
     """
+    hold_stop_signals_while_compiling()
     return torch.compile(net, dynamic=False, recompile_limit=_MAX_SHAPES)  # type: ignore[call-overload]
 
 

@@ -1,13 +1,19 @@
 """StopRequest on one rank: the handler sets a flag, a second Ctrl-C kills, handlers are restored."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+from typing import Any
 
 import pytest
+import torch
 
+from models.model_base import compiled
 from tests.helpers import ONE_RANK
 from tests.run_helpers import in_child
 from utils.utils_dist import Dist
@@ -172,3 +178,23 @@ def test_a_signal_that_was_held_arrives_afterwards() -> None:
             signal.raise_signal(signal.SIGTERM)  # to this thread: any other one, of torch's, would take it at once
             assert stop.agreed() == 0
         assert stop.agreed() == signal.SIGTERM
+
+
+def test_compilers_get_no_stop_signals_and_the_trainer_gets_them_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As g++ would be started: it must not end with the group that a launcher signals."""
+    held: list[int] = []
+
+    def compiler(graph: Any, _inputs: Any) -> Any:
+        ask = "import signal; print(*map(int, signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+        held.extend(map(int, subprocess.check_output([sys.executable, "-c", ask]).split()))
+        signal.raise_signal(signal.SIGTERM)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler))
+    for size in (2, 3):  # each shape is compiled
+        with StopRequest(ONE_RANK) as stop:
+            compiled(torch.nn.Flatten())(torch.ones(1, size))
+            assert stop.agreed() == signal.SIGTERM
+        assert set(stop_signals()) <= set(held)
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(stop_signals())
+        held.clear()

@@ -53,6 +53,30 @@ def held_stop_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+_compiling = contextlib.ExitStack()
+
+
+def hold_stop_signals_while_compiling() -> None:
+    """From now on stop signals wait while torch.compile compiles, and do not reach the compilers that it starts.
+
+    Launchers and terminals signal them with the trainer. Where one is ended the launch fails, or torch takes its trial
+    for a processor that lacks the instructions, and the kernels of that launch sum in another order.
+    """
+    from torch._dynamo.callback import callback_handler  # imports as long as torch itself; who compiles needs it anyway
+
+    if _hold not in callback_handler.start_callbacks:
+        callback_handler.register_start_callback(_hold)
+        callback_handler.register_end_callback(_release)
+
+
+def _hold(_compilation: object) -> None:
+    _compiling.enter_context(held_stop_signals())
+
+
+def _release(_compilation: object) -> None:
+    _compiling.close()
+
+
 def kill_workers() -> None:
     """Call at exit: Python ends its child processes with SIGTERM, and would wait for ever for one that ignores it."""
     for worker in multiprocessing.active_children():
