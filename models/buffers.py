@@ -42,6 +42,8 @@ class KeptBuffers:
                 if module._buffers[name] is not buffer:
                     module._buffers[name] = buffer
         for buffer, value in self._values:
+            if buffer.shape != value.shape:  # resized in place, as quantisation's observers do at their first batch
+                buffer.resize_(value.shape)
             buffer.copy_(value)
         for module, state in self._extra:
             module.set_extra_state(copy.deepcopy(state))

@@ -345,6 +345,30 @@ def test_buffers_that_a_forward_pass_makes_are_saved_and_resumed(
     assert launch("tuned", net=Formed, path={"root": str(tmp_path), **path}, train__total_iter=1) == 0
 
 
+class Resized(Linear):
+    """Gives a buffer its size in place, in its first forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(0))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        seen = self.get_buffer("seen")
+        if not len(seen):
+            seen.resize_(64).zero_()
+        if self.training:
+            seen.lerp_(x.detach().mean(dim=0), 0.3)
+        return self.layer(x - seen)
+
+
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_a_buffer_that_a_forward_pass_resizes_is_resumed(launch: Launch, tmp_path: Path, nonfinite: str) -> None:
+    assert launch("whole", net=Resized, train__nonfinite=nonfinite) == 0
+    assert launch("parts", net=Resized, train__nonfinite=nonfinite, train__total_iter=3) == 0
+    assert launch("parts", net=Resized, train__nonfinite=nonfinite) == 0
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
 class Remembering(Linear):
     """Has a state beside tensors, which each pass changes."""
 
