@@ -138,7 +138,7 @@ def test_strides_types_and_metadata_of_a_state_dict_are_kept() -> None:
         torch.tensor(1.0).expand(3),
         None,
         "text",
-        (1, [2.5, {"a": torch.ones(1)}]),
+        (1, [2.5, {"a": torch.ones(1)}], collections.Counter("aab")),
     ],
     ids=["0-dim", "empty", "int64", "bool", "bf16", "transposed", "sliced", "expanded", "None", "str", "nested"],
 )

@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -82,7 +82,7 @@ class Snapshot:
         if isinstance(state, Mapping):
             items = [(_copied(key), self._walk(value, (*place, key), targets, sources)) for key, value in state.items()]
             if not isinstance(state, OrderedDict):
-                return dict(items)
+                return Counter(dict(items)) if isinstance(state, Counter) else dict(items)
             ordered = OrderedDict(items)
             ordered.__dict__.update(copy.deepcopy(state.__dict__))  # a state dict's module versions (_metadata)
             return ordered
