@@ -20,9 +20,9 @@ class MovingAverage:
     """Moves the tensors of one network towards those of another, in two calls however many there are.
 
     Batch norm statistics are averaged like the weights: those of the source's latest batches belong to other weights.
-    What is no float, such as batch norm's counters, is copied, and so is a buffer that holds infinity at the first
-    update, such as an attention mask: its average would be NaN. The first update moves both networks' tensors into one
-    buffer a type, because most of those of a small network are so small that a call costs more than they do.
+    What is no float, such as batch norm's counters, is copied, and so is a float8, or a buffer that holds infinity at
+    the first update, such as an attention mask: its average would be NaN. The first update moves both networks' tensors
+    into one buffer a type, because most of those of a small network are so small that a call costs more than they do.
     """
 
     def __init__(self, average: nn.Module, source: nn.Module) -> None:
@@ -50,7 +50,8 @@ class MovingAverage:
         pairs = self._pairs()
         self._parameters = list(self._nets[1].parameters())
         buffers = {name for name, _ in self._nets[1].named_buffers()}
-        self._infinite = {name for name in pairs.keys() & buffers if not pairs[name][1].isfinite().all()}
+        own = {name: pairs[name][1] for name in pairs.keys() & buffers if not _is_float8(pairs[name][1])}
+        self._infinite = {name for name, value in own.items() if not value.isfinite().all()}
         may_move = not self._must_list_again and not self._infinite
         if may_move and all(map(_fill_storages_of_their_own, zip(*pairs.values(), strict=True))):
             pairs = {str(number): pair for number, pair in enumerate(_move_together([*pairs.values()]))}
@@ -73,7 +74,8 @@ class MovingAverage:
         }
 
     def _list(self, pairs: Mapping[str, Pair]) -> None:
-        copied = self._infinite | {name for name, (_, value) in pairs.items() if not value.is_floating_point()}
+        exact = {name for name, (_, value) in pairs.items() if not value.is_floating_point() or _is_float8(value)}
+        copied = self._infinite | exact
         floats = [(mean.detach(), value.detach()) for name, (mean, value) in pairs.items() if name not in copied]
         others = [(mean.detach(), value.detach()) for name, (mean, value) in pairs.items() if name in copied]
         self._averages, self._sources = [mean for mean, _ in floats], [value for _, value in floats]
@@ -82,6 +84,11 @@ class MovingAverage:
 
 def _tensors(net: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(net.named_parameters()), **dict(net.named_buffers())}
+
+
+def _is_float8(tensor: torch.Tensor) -> bool:
+    """Whether torch stores it, and computes nothing with it."""
+    return tensor.is_floating_point() and tensor.itemsize == 1
 
 
 def _fill_storages_of_their_own(tensors: Sequence[torch.Tensor]) -> bool:

@@ -91,6 +91,17 @@ def test_a_mask_of_infinities_is_copied() -> None:
     assert found["mask"].tolist() == [torch.inf] * 2
 
 
+def test_a_float8_is_copied() -> None:
+    average, source = nn.Linear(2, 2), nn.Linear(2, 2)
+    for net in (average, source):
+        net.register_buffer("scales", torch.zeros(2).to(torch.float8_e4m3fn))
+    moving = MovingAverage(average, source)
+    for number in (1.0, 2.0):
+        source.scales = torch.full((2,), number).to(torch.float8_e4m3fn)
+        moving.update(DECAY)
+        assert average.get_buffer("scales").float().tolist() == [number] * 2
+
+
 @pytest.mark.parametrize("network", [channels_last, several_types, with_gaps])
 def test_whoever_holds_a_tensor_still_holds_it(network: Callable[[], nn.Module]) -> None:
     source = network()
