@@ -152,7 +152,8 @@ def _restore_groups(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) 
     decided = {"params", "param_names", "lr", *_HYPER_PARAMETERS}
     for group, old in zip(optimizer.param_groups, saved["param_groups"], strict=False):
         if group.keys() <= old.keys():
-            group.update({key: value for key, value in old.items() if key not in decided})
+            kept = {key: value for key, value in old.items() if key not in decided}
+            group.update({key: _as_saved(key, value, group["params"][0], group) for key, value in kept.items()})
 
 
 def _like(key: str, value: Any, parameter: torch.Tensor) -> Any:
@@ -165,6 +166,8 @@ def _like(key: str, value: Any, parameter: torch.Tensor) -> Any:
 
 def _as_saved(key: str, value: Any, parameter: torch.Tensor, group: Mapping[str, Any]) -> Any:
     """On the parameter's device, but for a number of steps that torch's optimizers keep on the CPU."""
+    if isinstance(value, list):
+        return [_as_saved(key, each, parameter, group) for each in value]
     stays = key == "step" and not (group.get("fused") or group.get("capturable"))
     return value.to(parameter.device) if torch.is_tensor(value) and not stays else value
 

@@ -313,7 +313,7 @@ def test_groups_of_the_users_own_without_names_keep_their_order(kind: Callable[.
 
 
 class Decaying(torch.optim.Optimizer):
-    """Counts its steps in its group from the first one on, as apex's do."""
+    """Counts its steps in its group from the first one on, as apex's do, and keeps there a mean of each gradient."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 0.1})
@@ -322,8 +322,9 @@ class Decaying(torch.optim.Optimizer):
     def step(self, _closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
-            for each in group["params"]:
-                each.sub_(each.grad * group["lr"] / group["step"])
+            means = group.setdefault("means", [torch.zeros_like(each) for each in group["params"]])
+            for each, mean in zip(group["params"], means, strict=True):
+                each.sub_(mean.lerp_(each.grad, 0.5) * group["lr"] / group["step"])
 
 
 def test_what_a_first_step_puts_into_a_group_is_restored() -> None:
@@ -335,6 +336,16 @@ def test_what_a_first_step_puts_into_a_group_is_restored() -> None:
     steps(straight, optimizer, 4, 6)
     steps(resumed, again, 4, 6)
     assert torch.equal(weights(resumed), weights(straight))
+
+
+def test_what_is_in_a_group_follows_its_parameters_to_their_device() -> None:
+    net = small_net()
+    optimizer = Decaying(net.parameters())
+    steps(net, optimizer, 1, 1)
+    elsewhere = small_net().to("meta")
+    again = Decaying(elsewhere.parameters())
+    load_optimizer(again, through_file(optimizer.state_dict()), elsewhere)
+    assert {mean.device.type for mean in again.param_groups[0]["means"]} == {"meta"}
 
 
 def test_a_fresh_optimizers_file_restores_nothing_quietly(logged: pytest.LogCaptureFixture) -> None:
