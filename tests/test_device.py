@@ -1,8 +1,9 @@
 """Which precision suits this machine, and that training keeps to it."""
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -105,6 +106,21 @@ def test_a_resume_says_that_auto_has_chosen_anew(
     said = resume_guarantee(resume, (), {}, machine_record(options, ONE_RANK), accept_changes=False)
     assert said.startswith("SAME-DATA" if change else "EXACT")
     assert change in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the compilers are shell scripts")
+def test_another_compiler_is_no_exact_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(version: str) -> Any:
+        compiler = tmp_path / "c++"
+        compiler.write_text(f"#!/bin/sh\necho 'g++ {version}'\necho 'Copyright'\n")
+        compiler.chmod(0o755)
+        monkeypatch.setenv("CXX", str(compiler))
+        return [machine_record(net_options({"compile": compiles}), ONE_RANK)["compile"] for compiles in (True, False)]
+
+    assert record("12.2") == ["True (g++ 12.2)", False]
+    assert record("13.1") == ["True (g++ 13.1)", False]
+    monkeypatch.setenv("CXX", str(tmp_path / "absent"))
+    assert machine_record(net_options({"compile": True}), ONE_RANK)["compile"] is True
 
 
 def test_the_start_block_names_the_precision(new_run: NewRun) -> None:

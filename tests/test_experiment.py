@@ -385,6 +385,7 @@ def test_what_the_compiler_is_told_is_recorded_where_it_is_used(
     make: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled, plain = (make(train__compile=is_compiled).opt for is_compiled in (True, False))
+    monkeypatch.setenv("CXX", "/nowhere/c++")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     monkeypatch.setenv("TORCHINDUCTOR_DETERMINISTIC", "1")
     assert machine_record(compiled, Dist())["compile"] is True

@@ -2,6 +2,8 @@
 
 import os
 import platform
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -54,12 +56,26 @@ def chosen_amp(amp: Literal["auto", "bf16"] | None, device: torch.device) -> Lit
     return amp
 
 
-def compiler_name(is_compiled: bool) -> bool | str:
-    """Whether torch.compile makes the kernels and, if so, what the environment tells it: some of that changes sums."""
+def compiler_name(is_compiled: bool, device: torch.device) -> bool | str:
+    """Whether torch.compile makes the kernels and, if so, what may change their sums: compiler and environment."""
+    if not is_compiled:
+        return False
+    compiler = _cpp_compiler() if device.type == "cpu" else ""  # a GPU's comes with torch
     chosen = _chosen(
         name for name in sorted(os.environ) if name.startswith(_COMPILER_VARIABLES) and "CACHE" not in name
     )
-    return f"{is_compiled} ({', '.join(chosen)})" if is_compiled and chosen else is_compiled
+    facts = ", ".join(filter(None, [compiler, *chosen]))
+    return f"True ({facts})" if facts else True
+
+
+def _cpp_compiler() -> str:
+    """Name and version of the compiler that torch.compile takes for CPUs; "" if there is none."""
+    command = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    try:
+        said = subprocess.run([command, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ""
+    return said.partition("\n")[0].strip()
 
 
 def _chosen(names: Iterable[str]) -> list[str]:

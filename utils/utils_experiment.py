@@ -283,7 +283,7 @@ def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,  # its generator shuffles, and promises no stream for ever
         "amp": chosen_amp(opt.train.amp, dist.device),
-        "compile": compiler_name(opt.train.compile),
+        "compile": compiler_name(opt.train.compile, dist.device),
         "channels_last": opt.train.channels_last,
         "G_accumulation_steps": opt.train.G_accumulation_steps,
     }
