@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -96,6 +97,36 @@ def test_a_forked_worker_does_not_keep_the_lock_of_a_dead_trainer(tmp_path: Path
             os.kill(worker, signal.SIGKILL)
     os.close(read)
     os.close(write)
+
+
+def test_a_lock_that_somebody_removed_is_taken_again(tmp_path: Path) -> None:
+    with FolderLock(tmp_path) as lock:
+        lock.check()
+        (tmp_path / ".lock").unlink()
+        lock.check()
+        assert in_child(lambda: take(tmp_path)) != 0
+    assert in_child(lambda: take(tmp_path)) == 0
+
+
+def test_a_lock_that_another_trainer_has_taken_is_lost_for_good(tmp_path: Path) -> None:
+    with FolderLock(tmp_path) as lock:
+        (tmp_path / ".lock").unlink()
+        with held_by_a_child(tmp_path), pytest.raises(OSError, match=r"somebody removed \.lock.* another trainer"):
+            lock.check()
+        with pytest.raises(OSError, match="another trainer"):  # it has written there
+            lock.check()
+
+
+def test_a_folder_that_is_made_anew_is_another(tmp_path: Path) -> None:
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    with FolderLock(folder) as lock:
+        shutil.rmtree(folder)
+        lock.check()  # nothing is there, and writing will say so
+        folder.mkdir()
+        for _ in range(2):
+            with pytest.raises(OSError, match="another folder than the one"):
+                lock.check()
 
 
 def test_another_folder_is_free(tmp_path: Path) -> None:

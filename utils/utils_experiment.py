@@ -68,6 +68,7 @@ class Experiment:
         stops = opt.train.save_failure == "stop"
         self._writer = BackgroundWriter(on_save_failure if stops else lambda: None)
         self._open = contextlib.ExitStack()
+        self._lock = FolderLock(self.folder)
         self.last_committed_iter = 0
         self._began_at: int | None = None
         self._earlier_launches: list[dict[str, Any]] = []
@@ -114,7 +115,7 @@ class Experiment:
             return []
         try:
             old = json.loads(saved[-1].read_text(encoding="utf-8"))
-        except ValueError:
+        except (OSError, ValueError):
             return [f"{saved[-1].name} is not readable, so changes of options are not known"]
         return [*utils_option.changes(old, utils_option.to_dict(self.opt)), *self._code_changes()]
 
@@ -124,10 +125,10 @@ class Experiment:
             return
         stamp = f"{self._option_file.stem}_{datetime.datetime.now():%y%m%d_%H%M%S}"
         path, number = self.folder / "options" / f"{stamp}.json", 1
-        while path.exists():  # two launches within a second
-            number += 1
-            path = path.with_name(f"{stamp}_{number}.json")
         try:
+            while path.exists():  # two launches within a second
+                number += 1
+                path = path.with_name(f"{stamp}_{number}.json")
             utils_option.save(self.opt, path)
         except OSError as error:  # a full disk must not end a run that could still finish
             logger.error("The options of this launch could not be written: %s", error)
@@ -148,6 +149,7 @@ class Experiment:
         start = time.perf_counter()
 
         def write(states: Any) -> None:
+            self._lock.check()
             self._checkpoints.commit(states, manifest, self.opt.train.max_to_keep)
             self.last_committed_iter = current_iter
             self._write_status("RUNNING")
@@ -164,6 +166,7 @@ class Experiment:
             return
 
         def write(content: Any) -> None:
+            self._lock.check()
             write_model(self.models / name, content)
             if what:
                 logger.info("  Saved %s to %s", what, self.models / name)
@@ -237,7 +240,7 @@ class Experiment:
             make_folder(folder)
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
-        self._open.enter_context(FolderLock(self.folder))
+        self._open.enter_context(self._lock)
         for folder in (self.folder, self.models, self.folder / "options"):
             for entry in folder.iterdir():
                 temporary = TEMPORARY_NAME.fullmatch(entry.name)
@@ -265,6 +268,7 @@ class Experiment:
             "launches": launches,
         }
         try:
+            self._lock.check()
             with atomic_write(self.folder / "status.json", "w") as file:
                 file.write(json.dumps(content, indent=2) + "\n")
         except OSError as error:  # a full disk must not end a run that could still finish

@@ -1,5 +1,6 @@
 """One trainer per experiment folder."""
 
+import contextlib
 import datetime
 import errno
 import json
@@ -31,6 +32,8 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / ".lock"
         self._descriptor: int | None = None
+        self._folder: int | None = None  # a descriptor: as long as it is open, no other folder gets its inode
+        self._lost = ""
 
     def __enter__(self) -> "FolderLock":
         if not HAS_LOCKS:
@@ -39,7 +42,37 @@ class FolderLock:
                 "and only Ctrl-C and SIGTERM save and stop."
             )
             return self
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        self._take()
+        self._folder = os.open(self._path.parent, os.O_RDONLY)
+        return self
+
+    def check(self) -> None:
+        """OSError if somebody has removed the folder under this trainer, or its lock and another has taken that."""
+        if self._descriptor is None or self._folder is None:
+            return
+        with contextlib.suppress(FileNotFoundError):  # whoever writes there will hear of it
+            if not os.path.samestat(self._path.parent.stat(), os.fstat(self._folder)):
+                self._lost = f"{self._path.parent} is another folder than the one in which this run was launched"
+            elif not self._is_held():
+                removed = self._descriptor
+                try:
+                    self._take()
+                except UserError as error:
+                    self._lost = f"somebody removed {self._path.name}, and {error}"
+                else:
+                    os.close(removed)
+        if self._lost:
+            raise OSError(self._lost)
+
+    def _is_held(self) -> bool:
+        assert self._descriptor is not None, "asked only then"
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _take(self) -> None:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -49,7 +82,7 @@ class FolderLock:
                     "%s: its file system has no locks (%s): nothing prevents a second launch in the same folder.",
                     self._path.parent, error.strerror,
                 )  # fmt: skip
-                return self
+                return
             other = os.read(descriptor, 4096).decode(errors="replace").strip() or "unknown"
             os.close(descriptor)
             raise UserError(
@@ -60,11 +93,11 @@ class FolderLock:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(holder).encode(), 0)
         self._descriptor = descriptor
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        for descriptor in (self._descriptor, self._folder):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._descriptor = self._folder = None
