@@ -621,6 +621,22 @@ def kair(folder: Path, *iterations: int, parts: tuple[str, ...] = PARTS) -> Chec
     return CheckpointFolder(folder)
 
 
+@pytest.mark.parametrize("section", [None, "progress"])
+def test_sets_of_another_version_are_left_where_they_are(tmp_path: Path, section: str | None) -> None:
+    commit(tmp_path, 4)
+    path = tmp_path / "4_manifest.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    (content[section] if section else content)["invented"] = 1
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({**content, "sha256": digest}))
+    before = names(tmp_path)
+    with pytest.raises(UserError, match=r"4_manifest\.json: written by another version of Longhaul .*invented"):
+        CheckpointFolder(tmp_path).find_resume_point(PARTS)
+    assert names(tmp_path) == before
+    assert not quarantined(tmp_path)
+
+
 def test_kair_folder_resumes_from_its_newest_files(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
     checkpoints = kair(tmp_path, 5, 10)
     point = checkpoints.find_resume_point(PARTS)

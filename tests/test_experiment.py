@@ -399,6 +399,9 @@ def test_launches_are_in_the_order_of_their_names(tmp_path: Path) -> None:
     folder = tmp_path / "options"
     folder.mkdir()
     names = ["b_261122_100000", "a_261122_100001", "a_261122_100001_2", "a_261122_100001_10", "z_261123_090000"]
+    names.append("a_261122_100001_261123_100000")  # launched from a file that a launch had saved
     for name in reversed(names):
         (folder / f"{name}.json").write_text("{}")
+    (folder / ".#a_261122_100001.json").symlink_to("nowhere")  # Emacs's lock
+    (folder / "b_261124_100000.json").symlink_to("nowhere")
     assert [path.stem for path in saved_options(tmp_path)] == names

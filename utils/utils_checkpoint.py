@@ -35,6 +35,7 @@ from utils.utils_file import (
     sha256_of,
     temporary_file,
 )
+from utils.utils_progress import Progress
 from utils.utils_state_file import (
     DamagedFileError,
     FileRecord,
@@ -310,12 +311,23 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The commit record in a file; DamagedError if it is none, or not as it was written."""
+    """The commit record in a file; DamagedError if it is none, or not as it was written.
+
+    UserError if it is as another version of Longhaul wrote it.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("sha256") != _digest(content):
             raise DamagedError(f"{path.name} does not have its own hash")
-        files = {part: FileRecord(**record) for part, record in content.pop("files").items()}
-        return Manifest(files=files, **content)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{path.name} is not a manifest ({error})") from error
+    try:
+        files = {part: FileRecord(**record) for part, record in content.pop("files").items()}
+        manifest = Manifest(files=files, **content)
+        Progress(**manifest.progress)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: written by another version of Longhaul ({error}); it was left where it is: launch with that "
+            "version, or give this run another task name"
+        ) from error
+    return manifest

@@ -12,6 +12,7 @@ from typing import Any
 
 from utils.utils_checkpoint import DamagedError, Manifest, read_manifest
 from utils.utils_checkpoint_names import list_manifests
+from utils.utils_error import UserError
 from utils.utils_metrics_csv import numbers, read_metrics
 
 Series = list[tuple[int, float]]
@@ -55,7 +56,7 @@ def read_history(folder: Path) -> History:
             series.setdefault(split, {}).setdefault(name, []).append((iteration, value))
     manifests = {}
     for iteration, path in sorted(list_manifests(folder / "models").items()):
-        with contextlib.suppress(DamagedError, OSError):  # a run that goes on removes old ones
+        with contextlib.suppress(DamagedError, UserError, OSError):  # a run that goes on removes old ones
             manifests[iteration] = read_manifest(path)
     return History(folder, status.get("state"), series, status["launches"], manifests)
 
@@ -79,11 +80,12 @@ def _ours(content: Any, types: Mapping[str, type]) -> dict[str, Any]:
 
 def saved_options(folder: Path) -> list[Path]:
     """The option files of an experiment's launches, oldest first."""
-    return sorted((folder / "options").glob("*.json"), key=_launched)
+    files = [path for path in (folder / "options").glob("[!.]*.json") if path.is_file()]  # editors put links there
+    return sorted(files, key=_launched)
 
 
 def _launched(path: Path) -> tuple[str, int]:
     """The time in the name, and the number within that second: those of the files themselves do not survive a copy."""
-    if stamp := re.search(r"_(\d{6}_\d{6})(?:_(\d+))?$", path.stem):
+    if stamp := re.fullmatch(r".*_(\d{6}_\d{6})(?:_(\d+))?", path.stem):  # the last: the file may be of another launch
         return stamp[1], int(stamp[2] or 1)
     return f"{datetime.datetime.fromtimestamp(path.stat().st_mtime):%y%m%d_%H%M%S}", 1
