@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from utils.utils_error import UserError
-from utils.utils_file import TEMPORARY_NAME, atomic_write, fsync_directory, make_folder
+from utils.utils_file import LAUNCH, TEMPORARY_NAME, atomic_write, fsync_directory, make_folder
 from utils.utils_state_file import check_finite, load_state, write_state
 
 logger = logging.getLogger("longhaul")
@@ -141,7 +141,9 @@ class CheckpointManager:
                 continue
             name = temporary["name"]
             own = name in (BEST_MODEL_NAME, INTERRUPT_CKPT_NAME) or _EPOCH_NAME.fullmatch(name)
-            if own and path.is_file() and not _is_alive(int(temporary["pid"])):
+            pid = int(temporary["pid"])
+            is_of_namesake = pid == os.getpid() and temporary["launch"] != LAUNCH  # in containers most are process 1
+            if own and path.is_file() and (is_of_namesake or not _is_alive(pid)):
                 path.unlink(missing_ok=True)
 
     def _load(self, path: Path) -> dict[str, Any] | None:

@@ -14,9 +14,9 @@ from typing import IO, Any
 from utils.utils_failpoint import reached
 
 PROJECT_FOLDER = Path(__file__).resolve().parent.parent
-TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-[0-9a-f]+)?\.tmp")
+TEMPORARY_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)(-(?P<launch>[0-9a-f]+))?\.tmp")
 
-_LAUNCH = secrets.token_hex(4)  # in containers and on other machines, others have this process's number
+LAUNCH = secrets.token_hex(4)  # in containers and on other machines, others have this process's number
 
 # What some network file systems answer; they keep directories in their own order.
 _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
@@ -24,7 +24,7 @@ _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
 
 def temporary_path(path: Path) -> Path:
     """The temporary name of `path`: in the same directory, because a rename across file systems is a copy."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{_LAUNCH}.tmp")
+    return path.with_name(f".{path.name}.{os.getpid()}-{LAUNCH}.tmp")
 
 
 def project_path(path: str | Path) -> Path:
