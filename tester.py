@@ -17,8 +17,9 @@ from models.probe import probe_test
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment
+from utils.utils_file import code_version
 from utils.utils_metrics import MetricValue, spoken, with_unit
-from utils.utils_option import Options
+from utils.utils_option import Options, to_dict
 from utils.utils_progress import Progress
 from utils.utils_signal import StopRequest
 from views.pictures import BestModelPictures
@@ -37,10 +38,11 @@ class Tester:
 
     def __init__(
         self, opt: Options, dist: Dist, stop: StopRequest, experiment: Experiment, sources: Mapping[str, DataSource],
-        model: ModelPlain, stream: TrainStream, saved: Progress,
+        model: ModelPlain, stream: TrainStream, saved: Progress, machine: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self._opt, self._dist, self._stop, self._experiment, self._sources = opt, dist, stop, experiment, sources
         self._model, self._stream = model, stream
+        self._machine = {**machine, "code": code_version()}
         self._loaders = define_test_loaders(sources, dist)
         self.progress = saved
         if "test" in sources:
@@ -79,15 +81,15 @@ class Tester:
     def set_stale_best_aside(self, start_iter: int, is_exact: bool) -> None:
         """Set best_model.pth aside if no test to come can be compared with it; the best is chosen anew.
 
-        is_exact: whether this launch repeats what came after the set of `start_iter` bit for bit, changed options
-        aside. If not, a best model that was saved after that set is lost, and so is the one that it replaced.
+        is_exact: whether this launch repeats bit for bit what came after the set of `start_iter`, in the launch that
+        saved that. The best model may be of another launch, with other options or on another machine; then it is lost,
+        and so is the one that it replaced.
         """
 
         def is_replaced() -> bool:
-            if is_exact and not self._experiment.changes():  # most launches: they need not read the model
-                return False
-            iteration = self._experiment.model_iter("best_model.pth")
-            return iteration is not None and iteration > start_iter
+            best = self._experiment.model("best_model.pth")
+            comes_again = is_exact and (best.get("options"), best.get("machine")) == (to_dict(self._opt), self._machine)
+            return bool(best["iter"] > start_iter and not comes_again)
 
         if self._is_judged_anew:
             reason = "was the best by another metric or on other test data"
@@ -101,7 +103,7 @@ class Tester:
 
     def best_model_is_of(self, iteration: int) -> bool:
         """Whether best_model.pth is of this iteration."""
-        return self._dist.on_main(lambda: self._experiment.model_iter("best_model.pth") == iteration)
+        return self._dist.on_main(lambda: bool(self._experiment.model("best_model.pth")["iter"] == iteration))
 
     def run(self, current_iter: int) -> None:
         """Test on every test data set; then "test" may give a new best model. Raises NonFiniteLossError."""
@@ -139,7 +141,7 @@ class Tester:
         return pack_model(
             self._model, current_iter, self._stream.epoch(current_iter), self.result, shown.class_names,
             shown.dataset[0]["input"].shape, transforms, synthetic_notice(self._sources.values()),
-            shown.fingerprint if shown.name == "test" else None,
+            shown.fingerprint if shown.name == "test" else None, self._machine,
         )  # fmt: skip
 
     def draw_pictures(self, at_the_end: bool = False) -> None:
@@ -184,8 +186,7 @@ class Tester:
 
     def _has_lost_best(self) -> bool:
         """Whether the best model so far is not there; one of a later iteration comes again, or is set aside."""
-        found = self._experiment.model_iter("best_model.pth") if self.progress.best_iter else None
-        return self.progress.best_iter > (found or 0)
+        return bool(self.progress.best_iter > self._experiment.model("best_model.pth")["iter"])
 
     def _define_pictures(self) -> BestModelPictures | None:
         if "test" not in self._sources or self._experiment.is_dry_run:

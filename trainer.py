@@ -60,7 +60,10 @@ class Trainer:
         self._loader = define_train_loader(
             train, self.stream, dist, self._seed, self.start_iter, opt.train.G_accumulation_steps
         )
-        self.tests = Tester(self.opt, dist, stop, experiment, sources, self.model, self.stream, self._saved)
+        self._machine_record = {**machine_record(self.opt, dist), **self.model.record()}
+        self.tests = Tester(
+            self.opt, dist, stop, experiment, sources, self.model, self.stream, self._saved, self._machine_record
+        )
         self._stream_record = {
             "seed": self._seed,
             "batch_size": self.stream.batch_size,
@@ -68,7 +71,6 @@ class Trainer:
             "dataset": train.fingerprint,
             "synthetic": train.synthetic_source,
         }
-        self._machine_record = {**machine_record(self.opt, dist), **self.model.record()}
         self.model.check_classes(train.class_names)
         self._augmented: torch.Tensor | None = None
         self._saved_iter = self.start_iter
@@ -76,7 +78,7 @@ class Trainer:
         self._was_finished = (
             not self._has_work
             and not self.tests.has_lost_best
-            and dist.on_main(lambda: experiment.model_iter("final_model.pth")) == self.start_iter
+            and dist.on_main(lambda: bool(experiment.model("final_model.pth")["iter"] == self.start_iter))
         )
 
     def is_due(self, every: int | str, current_iter: int) -> bool:

@@ -12,11 +12,13 @@ from utils.utils_option import to_dict
 def pack_model(
     model: ModelPlain, current_iter: int, epoch: int, metrics: Mapping[str, MetricValue], class_names: Sequence[str],
     input_shape: Sequence[int], transforms: Sequence[Mapping[str, Any]], synthetic: str | None, fingerprint: str | None,
+    machine: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of a self-contained file: tensors and plain containers only.
 
     metrics: those of the test that these weights passed. input_shape: (C, H, W). transforms: what an input needs after
     uint8 to [0, 1]. synthetic: what stood in for missing data, in words. fingerprint: of the data of the test.
+    machine: what decides the order of float operations, and the commit of the code.
     """
     options = to_dict(model.opt)
     return {
@@ -34,6 +36,7 @@ def pack_model(
         "synthetic": synthetic,
         "fingerprint": fingerprint,
         "device": device_name(model.dist.device),
+        "machine": dict(machine),
     }
 
 

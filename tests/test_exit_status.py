@@ -409,6 +409,24 @@ def test_a_best_model_that_comes_again_with_other_weights_is_set_aside(new_run: 
     assert same_tensors(best["model_state_dict"], lost["model_state_dict"]) != aside
 
 
+def test_a_best_model_of_a_lost_launch_on_other_ranks_is_set_aside(new_run: NewRun) -> None:
+    """The set is of one rank, and so is this launch: EXACT. The best came in between, on two."""
+    options = {"train__checkpoint_test": 2, "train__G_scheduler_type": "Constant", "train__total_iter": 8,
+               "train__G_optimizer_lr": 0.003, "train__manual_seed": 9}  # fmt: skip
+    run = new_run(**options, val__best_metric="loss", val__best_mode="min", train__E_decay=0.0)
+    run.launch(accidents=[kill("step", 5)])
+    run.launch(num_ranks=2, accidents=[kill("step", 8)])
+    lost = run.model("best_model.pth")
+    assert lost["iter"] == 6
+    ended = run.launch()
+    assert ended.status == 0
+    assert "EXACT" in ended.output
+    assert "best_model.pth is of an iteration that will be trained again with other weights" in ended.output
+    best = run.model("best_model.pth")
+    assert best["iter"] == run.manifest(8)["progress"]["best_iter"]
+    assert not same_tensors(best["model_state_dict"], lost["model_state_dict"])
+
+
 def test_other_batches_say_what_the_epochs_mean_now(new_run: NewRun) -> None:
     run = new_run()
     changes = ("--set", "train.total_iter=null", "--set", "train.total_epochs=2")

@@ -173,12 +173,14 @@ class Experiment:
 
         self._writer.save(name, content, write)
 
-    def model_iter(self, name: str) -> int | None:
-        """The iteration of models/<name>; None if there is no such model, or none of ours."""
+    def model(self, name: str) -> Mapping[str, Any]:
+        """What models/<name> holds, its tensors unread; only "iter", 0, if there is no such model, or none of ours."""
         try:
-            return int(load_state(self.models / name, is_glance=True)["iter"])
-        except (UserError, KeyError, TypeError):
-            return None
+            content = load_state(self.models / name, is_glance=True)
+        except UserError:
+            content = None
+        is_ours = isinstance(content, Mapping) and isinstance(content.get("iter"), int)
+        return content if is_ours else {"iter": 0}
 
     def set_aside_model(self, name: str, reason: str) -> None:
         """Move models/<name> to quarantine/, if it is there."""
