@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from data.dataset_fer2013 import Fer2013
@@ -38,9 +39,10 @@ class Dataset(Protocol):
     `fingerprint` identifies the content. `is_available(dataroot)` tells whether there are data, where more than that
     file or folder must be there. A data set that fits in memory also has `resident() -> {"input": (N, ...),
     "target": (N, ...)}` and `name(i)`; one for classification has `class_names`, one for poses `joint_names`. A
-    `final_split` is refused by the trainer and left to main_test. `view` names the entry of VIEWS that shows it, and
-    `input_shape` (C, H, W), or a function of the arguments that returns it, says what a network is shown of its images
-    where there are no data. `camera(i)` draws poses.
+    `final_split` is refused by the trainer and left to main_test. `view` names the entry of VIEWS that shows it; one
+    with `class_names` needs it where a target is not one class id. `input_shape` (C, H, W), or a function of the
+    arguments that returns it, says what a network is shown of its images where there are no data. `camera(i)` draws
+    poses.
     `sample_keys` tells the samples of one dataroot apart, so that none is both trained on and tested. `netG_arguments`
     names arguments of a network that must have these values; num_classes follows from `class_names`.
     """
@@ -186,6 +188,7 @@ def _check(source: DataSource) -> None:
     dataset, who = source.dataset, f"datasets.{source.name}: {source.options.dataset_type}"
     if not isinstance(fingerprint := getattr(dataset, "fingerprint", None), str):
         raise UserError(f"{who} has the fingerprint {fingerprint!r}; it must be a text that identifies its samples")
+    _check_view(source, who)
     if not isinstance(dataset, ResidentDataset):
         return
     tensors = dataset.resident()
@@ -201,6 +204,18 @@ def _check(source: DataSource) -> None:
         if least < 0 or most >= source.num_classes:
             raise UserError(f"{who} has targets from {least} to {most}, and {source.num_classes} classes are 0 to "
                             f"{source.num_classes - 1}")  # fmt: skip
+
+
+def _check_view(source: DataSource, who: str) -> None:
+    """UserError for targets that are not one class each, where the view of classes would show them."""
+    if not source.class_names or hasattr(source.dataset, "view"):
+        return
+    if shape := tuple(np.shape(source.dataset[0].get("target", ()))):
+        raise UserError(
+            f"{who} has class_names and targets of the shape {shape}, and would be shown as one class a sample; make "
+            'them class ids without a dimension, or give the data set a view: "plain", or one of your own in VIEWS '
+            "(views/select_view.py)"
+        )
 
 
 def _shared_keys(one: DataSource, other: DataSource) -> frozenset[str]:

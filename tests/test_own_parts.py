@@ -15,10 +15,11 @@ from data.transforms import TRANSFORMS
 from models.model_plain import ModelPlain
 from tests.helpers import ONE_RANK, net_options
 from tests.own_parts import NUM_CLASSES, NUM_SAMPLES, Launch, Linear, Numbers, Resident, launch, refused
+from tests.trained_models import Command, command
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 
-__all__ = ["launch"]  # a fixture
+__all__ = ["command", "launch"]  # fixtures
 
 
 def test_batch_norm_of_all_ranks_needs_gpus() -> None:
@@ -285,6 +286,44 @@ def test_what_a_data_set_hands_over_is_looked_at(
     launch: Launch, capsys: pytest.CaptureFixture[str], data: type, named: str
 ) -> None:
     assert named in refused(launch, capsys, data=data)
+
+
+class SeveralLabels(Numbers):
+    """Each sample may be of several classes."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**super().__getitem__(index), "target": torch.ones(NUM_CLASSES)}
+
+
+class SeveralResidentLabels(Resident):
+    def resident(self) -> dict[str, Any]:
+        return {**super().resident(), "target": torch.ones(NUM_SAMPLES, NUM_CLASSES)}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: value[index] for key, value in self.resident().items()}
+
+
+class SeveralShownLabels(SeveralLabels):
+    view = "plain"
+
+
+@pytest.mark.parametrize("data", [SeveralLabels, SeveralResidentLabels])
+def test_what_the_view_of_classes_cannot_show_needs_another_one(
+    launch: Launch, capsys: pytest.CaptureFixture[str], data: type
+) -> None:
+    said = refused(launch, capsys, data=data, loss=nn.BCEWithLogitsLoss)
+    assert "datasets.train: own has class_names and targets of the shape (3,)" in said
+    assert 'give the data set a view: "plain"' in said
+
+
+def test_several_labels_are_shown_by_another_view(
+    launch: Launch, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"val__metrics": ["mae"], "val__best_metric": "mae", "val__save_img": True}
+    assert launch(data=SeveralShownLabels, loss=nn.BCEWithLogitsLoss, **options) == 0
+    assert "could not be written" not in (tmp_path / "own" / "train.log").read_text()
+    assert command("verify", tmp_path / "own") == 0
+    assert "recorded  " in capsys.readouterr().out
 
 
 class Unreadable(Numbers):
