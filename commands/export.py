@@ -27,6 +27,7 @@ from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
 from utils.utils_file import atomic_write
 from utils.utils_logger import print_block
+from views.view_classification import ClassificationView
 
 logger = logging.getLogger("longhaul")
 
@@ -256,7 +257,7 @@ def _print(trained: TrainedModel, samples: _Samples, exported: _Exported, output
         "RANDOM": samples.random,
         "difference": f"{compared.difference:.2g} at most, {relative:.1g} of the largest output",
     }
-    if trained.class_names:
+    if trained.class_names and isinstance(trained.view(), ClassificationView):  # others may have several in a sample
         same = (compared.outputs.argmax(dim=1) == compared.reference.argmax(dim=1)).sum()
         lines["same class"] = f"{int(same):,} of {len(samples.raw):,}"
     lines["threads"] = str(exported.num_threads)

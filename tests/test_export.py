@@ -18,6 +18,7 @@ import torch
 
 from commands import export
 from commands.inference_graph import FORMATS, InferenceGraph, capture
+from data.dataset_fer2013 import Fer2013
 from models.model_plain import Batch, ModelPlain
 from models.network_fer_resnet import FerResNet
 from models.select_model import MODELS, define_model
@@ -220,6 +221,17 @@ def test_outputs_need_not_be_classes(
     assert metadata_of(tmp_path / "numbers.pt2")["class_names"] == []
     assert command("export", tmp_path / "numbers.pth", "--with_softmax") == 2
     assert "are no classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("view", ["classification", "plain"])
+def test_the_largest_output_is_the_class_of_a_sample_that_has_one(
+    trained: Path, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, view: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Fer2013, "view", view)
+    output = tmp_path / "labels.pt2"
+    assert command("export", trained / "best_model.pth", "--format", "torch_export", "--output", output) == 0
+    assert ("same class" in capsys.readouterr().out) == (view == "classification")
 
 
 def test_it_is_said_on_which_inputs_a_graph_was_checked(
