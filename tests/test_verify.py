@@ -24,6 +24,7 @@ from tests.run_helpers import flip_bit
 from tests.trained_models import CLASSES, Command, add_notes, command, trained
 from utils.utils_metric_sums import Metric, sample_mean
 from utils.utils_metrics import METRICS
+from views.view_base import View
 from views.view_classification import ClassificationView
 
 __all__ = ["command", "trained"]  # fixtures
@@ -167,6 +168,13 @@ def test_the_table_of_the_classes_is_that_of_scikit_learn() -> None:
     for row, *values in zip(rows, *expected, strict=True):
         found = [row["precision"], row["recall"], row["f1"], row["samples"]]
         assert [None if np.isnan(value) else pytest.approx(value) for value in values] == found
+
+
+def test_any_view_has_a_row_for_each_name_with_what_was_measured_of_it() -> None:
+    result = {"loss": 1.0, "of_each": [0.5, 0.25], "counts": [[1.0, 2.0], [3.0, 4.0]], "curve": [0.1, 0.2, 0.3]}
+    assert View("ab").rows(result) == [{"class": "a", "of_each": 0.5}, {"class": "b", "of_each": 0.25}]
+    assert View((), "ab").rows(result) == [{"joint": "a", "of_each": 0.5}, {"joint": "b", "of_each": 0.25}]
+    assert View().rows({**result, "empty": []}) == View("ab").rows({"loss": 1.0}) == []
 
 
 def test_the_average_of_views_is_the_mean_probability_of_mirror_images_and_shifts(

@@ -104,8 +104,15 @@ class View:
         return outputs[0]
 
     def rows(self, result: Result) -> list[dict[str, Any]]:
-        """A table: a row for each class, or joint."""
-        return []
+        """A table: a row for each class, or joint, with the metrics that have a value for each."""
+        kind, names = ("class", self.class_names) if self.class_names else ("joint", self.joint_names)
+        columns = {
+            key: values for key, values in result.items()
+            if isinstance(values, list) and len(values) == len(names) > 0 and isinstance(values[0], float)
+        }  # fmt: skip
+        if not columns:
+            return []
+        return [{kind: name, **{key: columns[key][i] for key in columns}} for i, name in enumerate(names)]
 
     def doubts(self, result: Result) -> list[str]:
         """What cannot be right in a trained model, in words."""
