@@ -19,10 +19,13 @@ from utils.utils_logger import duration
 from utils.utils_option import leaves
 from utils.utils_report import heat_picture, inline_svg, picture_uri
 from views.occlusion import occlusion_map
+from views.pictures import rows_to_show
 from views.test_outputs import TestOutputs, why_no_samples
 from views.view_base import Sample, View
 
 Table = list[list[str]]
+
+_MOST_ROWS_OF_A_MATRIX = 101  # of more, `verify` writes a CSV, and nobody reads the page
 
 
 @dataclasses.dataclass
@@ -114,7 +117,8 @@ def _add_model(facts: ExperimentFacts, trained: TrainedModel, args: argparse.Nam
         facts.headline[best] = numbers[best]
     if rows := view.rows(result):
         facts.rows = [list(rows[0]), *([_text(value) for value in row.values()] for row in rows)]
-    facts.matrix = next(iter(view.tables(result).values()), [])
+    table = next(iter(view.tables(result).values()), [])
+    facts.matrix = table if len(table) <= _MOST_ROWS_OF_A_MATRIX else []
 
 
 def _measure(facts: ExperimentFacts, trained: TrainedModel, num_samples: int) -> Mapping[str, Any]:
@@ -134,7 +138,7 @@ def _measure(facts: ExperimentFacts, trained: TrainedModel, num_samples: int) ->
             facts.summary["verified"] = "measures as recorded"
         if not why_no_samples(view, measured.source.dataset):
             chosen = {
-                kind: outputs.choose(view, measured.source.dataset, num_samples, kind == "wrong")
+                kind: rows_to_show(outputs.choose(view, measured.source.dataset, num_samples, kind == "wrong"))
                 for kind in ("right", "wrong")
             }
             facts.samples = {view.sample_titles[kind]: _cards(view, rows) for kind, rows in chosen.items()}

@@ -19,7 +19,7 @@ from tests.helpers import messages
 from tests.trained_models import trained
 from utils.utils_curves import Panel, curves_figure
 from utils.utils_visualise import confusion_figure
-from views.pictures import BestModelPictures
+from views.pictures import BestModelPictures, rows_to_show, write_samples
 from views.test_outputs import TestOutputs
 from views.view_base import Sample, View
 from views.view_classification import ClassificationView
@@ -157,6 +157,35 @@ def test_a_task_of_which_nothing_is_known_has_its_curves(tmp_path: Path) -> None
     pictures = BestModelPictures(tmp_path, View(), Images(), nowhere)
     pictures.tested(1, "first", {"loss": 1.0}, outputs(), is_best=True)
     assert [path.name for path in (tmp_path / "images").iterdir()] == ["curves.png"]
+
+
+def test_of_many_classes_as_much_is_drawn_as_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in a picture that memory holds: a cell of half an inch for each of a thousand classes takes 14 GB."""
+    figures: list[Any] = []
+    monkeypatch.setattr(views.pictures, "save_figure", lambda figure, _path: figures.append(figure))
+    names = [f"class {number}" for number in range(1000)]
+    logits = torch.arange(1000.0) / 100
+    sample = Sample("x", torch.zeros(1, 8, 8), torch.tensor(3), logits)
+    view, chosen = ClassificationView(names), {name: [sample] if name[-1] == "3" else [] for name in names}
+    write_samples(view, dict(list(chosen.items())[3:4]), True, tmp_path)
+    write_samples(view, chosen, True, tmp_path)
+    assert [text.get_text() for text in figures[0].axes[1].get_yticklabels()] == [
+        "* class 3", *(f"class {number}" for number in range(988, 1000)),
+    ]  # fmt: skip
+    assert list(view.card(sample).bars) == ["class 3", *(f"class {number}" for number in range(988, 1000))]
+    assert figures[-1].get_suptitle().startswith("The most certain wrong predictions, 20 of 1,000 rows")
+    assert len(figures[-1].axes) == 2 * 20, "a row for each of the first classes that have a sample"
+    assert set(rows_to_show(dict.fromkeys(names, ()))) == set(names[:20]), "none has"
+    assert rows_to_show(dict.fromkeys(names[:20], ())) == dict.fromkeys(names[:20], ())
+
+
+@pytest.mark.parametrize(("num_classes", "num_texts", "num_names"), [(40, 1600, 40), (41, 0, 41), (1000, 0, 0)])
+def test_a_confusion_matrix_of_many_classes_is_shaded_alone(num_classes: int, num_texts: int, num_names: int) -> None:
+    names = [f"class {number}" for number in range(num_classes)]
+    figure = confusion_figure(np.eye(num_classes).tolist(), names, "many")
+    assert len(figure.axes[0].texts) == num_texts
+    assert sum(text.get_text() in names for text in figure.axes[0].get_yticklabels()) == num_names
+    assert max(figure.get_size_inches()) < 30
 
 
 def test_a_dollar_in_a_name_begins_no_formula() -> None:

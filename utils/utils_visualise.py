@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 INK, MUTED, GRID, ACCENT = "#1b1f24", "#68707a", "#d5dae0", "#1f6fb2"
+_MOST_BARS, _MOST_COUNTS, _MOST_NAMES = 12, 40, 150
+"""Classes whose probabilities, whose counts and whose names a picture has room for."""
 LINES = (ACCENT, "#c4572b", "#2f8f5b", "#8a5fb0", "#b58a00", "#c2497f", "#4f6d7a")
 
 
@@ -44,18 +46,24 @@ def save_figure(figure: "Figure", path: Path) -> None:
 
 
 def confusion_figure(counts: Sequence[Sequence[float]], class_names: Sequence[str], title: str) -> "Figure":
-    """A confusion matrix: counts[true][predicted], each cell with its count, shaded by the share of its true class."""
+    """A confusion matrix: counts[true][predicted], each cell with its count, shaded by the share of its true class.
+
+    Of many classes the cells are shaded alone; of very many the axes have their numbers.
+    """
     matrix = np.asarray(counts, dtype=np.float64)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    size = 2.5 + 0.55 * len(class_names)
+    num_classes = len(class_names)
+    size = 2.5 + (0.55 if num_classes <= _MOST_COUNTS else 0.16) * min(num_classes, _MOST_NAMES)
     figure = new_figure(size + 1, size)
     axes = figure.add_subplot()
     shaded = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
+    for (row, column), count in np.ndenumerate(matrix if num_classes <= _MOST_COUNTS else matrix[:0]):
         colour = "white" if shares[row, column] > 0.55 else "black"
         axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right")
-    axes.set_yticks(range(len(class_names)), class_names)
+    if num_classes <= _MOST_NAMES:
+        points, slant = (10, 45) if num_classes <= _MOST_COUNTS else (7, 60)
+        axes.set_xticks(range(num_classes), class_names, rotation=slant, ha="right", fontsize=points)
+        axes.set_yticks(range(num_classes), class_names, fontsize=points)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title(title)
@@ -63,10 +71,16 @@ def confusion_figure(counts: Sequence[Sequence[float]], class_names: Sequence[st
     return figure
 
 
+def likeliest_classes(probabilities: Sequence[float], target: int) -> list[int]:
+    """The classes to show of a sample, in their order: all, or of many the likeliest and the true one."""
+    order = sorted(range(len(probabilities)), key=probabilities.__getitem__, reverse=True)
+    return sorted({*order[:_MOST_BARS], target})
+
+
 def classified_figure(
     cells: Sequence[Sequence[Classified]], row_names: Sequence[str], class_names: Sequence[str], title: str
 ) -> "Figure":
-    """Rows of images, each beside the probability of every class; the true class is marked with a star."""
+    """Rows of images, each beside the probabilities of `likeliest_classes`; the true class is marked with a star."""
     num_columns = max(1, *(len(row) for row in cells))
     figure = new_figure(3.4 * num_columns + 0.6, 1.75 * len(cells) + 0.7)
     grid = figure.add_gridspec(len(cells), 2 * num_columns, width_ratios=[1, 0.9] * num_columns)
@@ -89,10 +103,11 @@ def _draw_classified(image_axes: Any, bar_axes: Any, cell: Classified, class_nam
     image_axes.axis("off")
     predicted = int(np.argmax(cell.probabilities))
     image_axes.set_title(f"{class_names[predicted]} {cell.probabilities[predicted]:.2f}", fontsize=9)
-    colours = [ACCENT if k == predicted else "#b8c4ce" for k in range(len(class_names))]
-    bar_axes.barh(range(len(class_names)), cell.probabilities, color=colours)
-    labels = [f"* {name}" if k == cell.target else name for k, name in enumerate(class_names)]
-    bar_axes.set_yticks(range(len(class_names)), labels, fontsize=7)
+    shown = likeliest_classes(cell.probabilities, cell.target)
+    colours = [ACCENT if k == predicted else "#b8c4ce" for k in shown]
+    bar_axes.barh(range(len(shown)), [cell.probabilities[k] for k in shown], color=colours)
+    labels = [f"* {class_names[k]}" if k == cell.target else class_names[k] for k in shown]
+    bar_axes.set_yticks(range(len(shown)), labels, fontsize=7)
     bar_axes.invert_yaxis()
     bar_axes.set_xlim(0, 1)
     bar_axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"], fontsize=6)

@@ -1,12 +1,13 @@
 """Files of pictures: the samples of a test, and images/ of the best model while its run goes on."""
 
 import gc
+import itertools
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.utils_curves import curve_panels, curves_figure
 from utils.utils_history import read_history
@@ -14,11 +15,14 @@ from utils.utils_visualise import save_figure
 from views.test_outputs import RawSamples, TestOutputs, why_no_samples
 from views.view_base import Result, Sample, View
 
+if TYPE_CHECKING:
+    from utils.utils_visualise import Figure
+
 logger = logging.getLogger("longhaul")
 
 _LARGEST_SHARE = 0.02  # of the time of a run may go into pictures
 _NUM_SAMPLES = 3
-_MOST_COLUMNS = 20  # of the picture of all; some more, and neither matplotlib nor a reader can take it in
+_MOST_ROWS = _MOST_COLUMNS = 20  # of the picture of all; some more, and neither matplotlib nor a reader can take it in
 
 
 def write_samples(view: View, chosen: Mapping[str, Sequence[Sample]], wrong: bool, folder: Path) -> list[Path]:
@@ -33,9 +37,21 @@ def write_samples(view: View, chosen: Mapping[str, Sequence[Sample]], wrong: boo
             written.append(in_row / f"{kind}_{number}_{_file_name(sample.name)}.png")
             save_figure(view.samples_figure({row: [sample]}, row), written[-1])
     written.append(folder / f"{kind}.png")
-    shown = {row: samples[:_MOST_COLUMNS] for row, samples in chosen.items()}
-    save_figure(view.samples_figure(shown, view.sample_titles[kind]), written[-1])
+    save_figure(_samples_figure(view, chosen, view.sample_titles[kind]), written[-1])
     return written
+
+
+def rows_to_show(chosen: Mapping[str, Sequence[Sample]]) -> dict[str, Sequence[Sample]]:
+    """All rows, or of many the first that have a sample."""
+    rows = {row: samples for row, samples in chosen.items() if samples} if len(chosen) > _MOST_ROWS else chosen
+    return dict(itertools.islice((rows or chosen).items(), _MOST_ROWS))
+
+
+def _samples_figure(view: View, chosen: Mapping[str, Sequence[Sample]], title: str) -> "Figure":
+    """One picture of as much as it has room for."""
+    shown = {row: samples[:_MOST_COLUMNS] for row, samples in rows_to_show(chosen).items()}
+    of_all = f", {len(shown)} of {len(chosen):,} rows" if len(shown) < len(chosen) else ""
+    return view.samples_figure(shown, title + of_all)
 
 
 class BestModelPictures:
@@ -86,7 +102,7 @@ class BestModelPictures:
             save_figure(figure, self._images / f"best_{name}.png")
         for kind in () if why_no_samples(self._view, self._dataset) else ("right", "wrong"):
             chosen = outputs.choose(self._view, self._dataset, _NUM_SAMPLES, kind == "wrong")
-            figure = self._view.samples_figure(chosen, f"{self._view.sample_titles[kind]}, {title}")
+            figure = _samples_figure(self._view, chosen, f"{self._view.sample_titles[kind]}, {title}")
             save_figure(figure, self._images / f"best_{kind}.png")
             self._tensorboard(f"test/best_{kind}", figure, current_iter)
         self._draw_curves(current_iter)

@@ -90,7 +90,7 @@ class ClassificationView(View):
         }
 
     def samples_figure(self, chosen: Mapping[str, Sequence[Sample]], title: str) -> "Figure":
-        """Each image beside the probability of every class."""
+        """Each image beside the probabilities of the likeliest classes."""
         from utils.utils_visualise import Classified, classified_figure
 
         rows = [
@@ -100,9 +100,12 @@ class ClassificationView(View):
         return classified_figure(rows, list(chosen), self.class_names, f"{title}\n* marks the true class")
 
     def card(self, sample: Sample) -> Card:
-        """The image beside the probability of every class; the true one is marked."""
-        probabilities = dict(zip(self.class_names, sample.output.softmax(dim=0).tolist(), strict=True))
-        true = self.class_names[int(sample.target)]
+        """The image beside the probabilities of the likeliest classes; the true one is marked."""
+        from utils.utils_visualise import likeliest_classes
+
+        found, true_id = sample.output.softmax(dim=0).tolist(), int(sample.target)
+        probabilities = {self.class_names[k]: found[k] for k in likeliest_classes(found, true_id)}
+        true = self.class_names[true_id]
         return Card(sample.image, self.headline(sample.output), f"true: {true}; {sample.name}", probabilities, true)
 
     def agreement(self, outputs: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
