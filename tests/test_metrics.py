@@ -149,6 +149,24 @@ def test_more_logits_than_classes_are_refused(name: str) -> None:
         metric.update(torch.eye(10)[[8]], torch.tensor([0]))
 
 
+@pytest.mark.parametrize("name", METRIC_NAMES)
+def test_each_pixel_of_a_segmentation_counts(name: str) -> None:
+    truth, found = (each[:192].reshape(4, 6, 8) for each in DATA["random"])
+    metric = METRICS.build(name, {}, num_classes=NUM_CLASSES)
+    logits = logits_for(found.ravel()).reshape(4, 6, 8, NUM_CLASSES).movedim(-1, 1)
+    for part in (slice(0, 3), slice(3, 4)):
+        metric.update(logits[part], torch.from_numpy(truth[part]))
+    assert metric.compute().numpy() == pytest.approx(expected(name, truth.ravel(), found.ravel()), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", METRIC_NAMES)
+def test_several_labels_of_a_sample_are_no_class(name: str) -> None:
+    """As many samples as classes would be broadcast, and counted as other classes."""
+    metric = METRICS.build(name, {}, num_classes=3)
+    with pytest.raises(UserError, match=r"one class id for each of \[3\], and the target is \[3, 3\]"):
+        metric.update(torch.eye(3), torch.eye(3))
+
+
 # Evaluation.
 
 

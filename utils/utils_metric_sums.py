@@ -51,7 +51,10 @@ def sample_mean(of_samples: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]) -> Metric:
-    """A function of the counts (num_classes, num_classes), float64, true class by predicted class."""
+    """A function of the counts (num_classes, num_classes), float64, true class by predicted class.
+
+    Of samples, logits (B, K) and classes (B,), or of pixels, logits (B, K, H, W) and classes (B, H, W).
+    """
 
     def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor]:
         if output.shape[1] != num_classes:
@@ -59,7 +62,13 @@ def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]
                 f"netG answers with {output.shape[1]} logits, and the data has {num_classes} classes; "
                 "give it one output for each class"
             )
-        pairs = target.long() * num_classes + output.argmax(dim=1)  # bytes would wrap
+        predicted = output.argmax(dim=1)
+        if predicted.shape != target.shape:  # they might be broadcast
+            raise UserError(
+                f"val.metrics: a metric of classes needs one class id for each of {list(predicted.shape)}, and the "
+                f"target is {list(target.shape)}; leave it out, or add one of your own to METRICS"
+            )
+        pairs = (target.long() * num_classes + predicted).flatten()  # bytes would wrap
         counts = torch.zeros(num_classes**2, dtype=torch.float64, device=output.device)
         ones = torch.ones_like(pairs, dtype=torch.float64)
         return (counts.index_add(0, pairs, ones).view(num_classes, num_classes),)  # bincount would wait for a GPU
