@@ -18,7 +18,7 @@ import views.pictures
 from tests.helpers import messages
 from tests.trained_models import trained
 from utils.utils_curves import Panel, curves_figure
-from utils.utils_visualise import confusion_figure
+from utils.utils_visualise import Classified, classified_figure, confusion_figure
 from views.pictures import BestModelPictures, rows_to_show, write_samples
 from views.test_outputs import TestOutputs
 from views.view_base import Sample, View
@@ -186,6 +186,21 @@ def test_a_confusion_matrix_of_many_classes_is_shaded_alone(num_classes: int, nu
     assert len(figure.axes[0].texts) == num_texts
     assert sum(text.get_text() in names for text in figure.axes[0].get_yticklabels()) == num_names
     assert max(figure.get_size_inches()) < 30
+
+
+def test_a_long_name_leaves_room_for_the_picture_beside_it() -> None:
+    names = [f"a class of many words, and of its kind the one of number {number}" for number in (1, 2)]
+    cell = Classified(np.zeros((3, 8, 8), np.uint8), 0, [0.75, 0.25])
+    figure = classified_figure([[cell], []], names, names, "long")
+    figure.savefig(io.BytesIO())
+    image, bars, empty = figure.axes
+    shown = [text.get_text() for text in bars.get_yticklabels()]
+    assert shown == ["* a class of m\u2026of number 1", "a class of m\u2026of number 2"]
+    assert image.get_title(loc="left") == "a class of m\u2026of number 1 0.75"
+    assert empty.texts[0].get_text() == "a class of m\u2026of number 2:\nnone"
+    assert image.get_window_extent().width > 80
+    matrix = confusion_figure([[1, 2], [3, 4]], names, "long")
+    assert [text.get_text() for text in matrix.axes[0].get_xticklabels()] == [shown[0][2:], shown[1]]
 
 
 def test_a_dollar_in_a_name_begins_no_formula() -> None:

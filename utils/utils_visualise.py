@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 INK, MUTED, GRID, ACCENT = "#1b1f24", "#68707a", "#d5dae0", "#1f6fb2"
-_MOST_BARS, _MOST_COUNTS, _MOST_NAMES = 12, 40, 150
-"""Classes whose probabilities, whose counts and whose names a picture has room for."""
+_MOST_BARS, _MOST_COUNTS, _MOST_NAMES, _MOST_LETTERS = 12, 40, 150, 24
+"""Classes whose probabilities, whose counts and whose names a picture has room for, and letters of such a name."""
 LINES = (ACCENT, "#c4572b", "#2f8f5b", "#8a5fb0", "#b58a00", "#c2497f", "#4f6d7a")
 
 
@@ -45,6 +45,12 @@ def save_figure(figure: "Figure", path: Path) -> None:
     path.write_bytes(content.getvalue())
 
 
+def _short(name: str) -> str:
+    """A name without its middle, if it is so long that it would leave no room for what it names."""
+    half = _MOST_LETTERS // 2
+    return name if len(name) <= _MOST_LETTERS else f"{name[:half]}\u2026{name[1 - half :]}"
+
+
 def confusion_figure(counts: Sequence[Sequence[float]], class_names: Sequence[str], title: str) -> "Figure":
     """A confusion matrix: counts[true][predicted], each cell with its count, shaded by the share of its true class.
 
@@ -62,8 +68,9 @@ def confusion_figure(counts: Sequence[Sequence[float]], class_names: Sequence[st
         axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=8)
     if num_classes <= _MOST_NAMES:
         points, slant = (10, 45) if num_classes <= _MOST_COUNTS else (7, 60)
-        axes.set_xticks(range(num_classes), class_names, rotation=slant, ha="right", fontsize=points)
-        axes.set_yticks(range(num_classes), class_names, fontsize=points)
+        names = list(map(_short, class_names))
+        axes.set_xticks(range(num_classes), names, rotation=slant, ha="right", fontsize=points)
+        axes.set_yticks(range(num_classes), names, fontsize=points)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title(title)
@@ -81,6 +88,7 @@ def classified_figure(
     cells: Sequence[Sequence[Classified]], row_names: Sequence[str], class_names: Sequence[str], title: str
 ) -> "Figure":
     """Rows of images, each beside the probabilities of `likeliest_classes`; the true class is marked with a star."""
+    class_names, row_names = list(map(_short, class_names)), list(map(_short, row_names))
     num_columns = max(1, *(len(row) for row in cells))
     figure = new_figure(3.4 * num_columns + 0.6, 1.75 * len(cells) + 0.7)
     grid = figure.add_gridspec(len(cells), 2 * num_columns, width_ratios=[1, 0.9] * num_columns)
@@ -102,7 +110,7 @@ def _draw_classified(image_axes: Any, bar_axes: Any, cell: Classified, class_nam
     image_axes.imshow(image[..., 0] if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
     image_axes.axis("off")
     predicted = int(np.argmax(cell.probabilities))
-    image_axes.set_title(f"{class_names[predicted]} {cell.probabilities[predicted]:.2f}", fontsize=9)
+    image_axes.set_title(f"{class_names[predicted]} {cell.probabilities[predicted]:.2f}", fontsize=9, loc="left")
     shown = likeliest_classes(cell.probabilities, cell.target)
     colours = [ACCENT if k == predicted else "#b8c4ce" for k in shown]
     bar_axes.barh(range(len(shown)), [cell.probabilities[k] for k in shown], color=colours)
