@@ -140,7 +140,7 @@ class Tester:
         transforms = [each.model_dump() for each in without_random(shown.options).transforms]
         return pack_model(
             self._model, current_iter, self._stream.epoch(current_iter), self.result, shown.class_names,
-            shown.dataset[0]["input"].shape, transforms, synthetic_notice(self._sources.values()),
+            shown.dataset[0]["input"], transforms, synthetic_notice(self._sources.values()),
             shown.fingerprint if shown.name == "test" else None, self._machine,
         )  # fmt: skip
 

@@ -88,6 +88,12 @@ def run(args: argparse.Namespace) -> int:
     trained = load_trained_model(args.model, args.opt, args.set)
     folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "infer"
     view = trained.view()
+    if trained.input_dtype not in (None, "uint8") and type(view).crop is View.crop:
+        logger.warning(
+            "%s was trained on inputs of %s, and is shown the bytes of an image / 255: what it says is right only if "
+            "its data set makes the same of a file; `crop` of a view of your own can make something else.",
+            trained.path, trained.input_dtype,
+        )  # fmt: skip
     for option, path in (("--csv", args.csv), ("--json", args.json)):
         if path is not None:
             check_output(option, path, trained.reads())

@@ -41,7 +41,7 @@ class TrainedModel:
     """One file with weights, and the options that it is used with.
 
     class_names: empty where targets are no classes. input_shape: (C, H, W) of the raw images that the network was
-    trained on; None if neither the file nor the data set says. recorded: the metrics that its run measured on
+    trained on, input_dtype: their type; None if nothing says it. recorded: the metrics that its run measured on
     `recorded_split` of datasets.test; empty if it measured none. synthetic: what stood in for missing data, in words.
     is_of_real_data: whether the file says that it learned from real samples. experiment: the folder of its run; None
     for a file that was taken out of it. fingerprint: of the data that `recorded` was measured on, device: that it was
@@ -62,6 +62,7 @@ class TrainedModel:
     experiment: Path | None
     fingerprint: str | None = None
     device: str | None = None
+    input_dtype: str | None = None
     weights: Any = dataclasses.field(default=None, repr=False)
 
     def load(self, dist: Dist) -> ModelPlain:
@@ -182,9 +183,10 @@ def _self_contained(
     opt = _validated({**options, "netG": content["netG"]}, overrides, file)
     recorded_split = content["options"].get("datasets", {}).get("test", {}).get("split")
     metrics, classes = content.get("metrics") or {}, tuple(content.get("class_names") or ())
-    shape = content.get("input", {}).get("shape") or _input_shape(opt)
+    raw_input = content.get("input", {})
     return TrainedModel(
-        file, opt, iteration=int(content["iter"]), epoch=content["epoch"], class_names=classes, input_shape=shape,
+        file, opt, iteration=int(content["iter"]), epoch=content["epoch"], class_names=classes,
+        input_shape=raw_input.get("shape") or _input_shape(opt), input_dtype=raw_input.get("dtype"),
         recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"),
         is_of_real_data=content.get("synthetic", "") is None, experiment=experiment,
         fingerprint=content.get("fingerprint"), device=content.get("device"), weights=content["model_state_dict"],

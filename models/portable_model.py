@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from models.model_plain import ModelPlain
 from utils.utils_device import device_name
 from utils.utils_metrics import MetricValue
@@ -11,13 +13,13 @@ from utils.utils_option import to_dict
 
 def pack_model(
     model: ModelPlain, current_iter: int, epoch: int, metrics: Mapping[str, MetricValue], class_names: Sequence[str],
-    input_shape: Sequence[int], transforms: Sequence[Mapping[str, Any]], synthetic: str | None, fingerprint: str | None,
+    raw_input: torch.Tensor, transforms: Sequence[Mapping[str, Any]], synthetic: str | None, fingerprint: str | None,
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The content of a self-contained file: tensors and plain containers only.
 
-    metrics: those of the test that these weights passed. input_shape: (C, H, W). transforms: what an input needs after
-    uint8 to [0, 1]. synthetic: what stood in for missing data, in words. fingerprint: of the data of the test.
+    metrics: those of the test that these weights passed. raw_input: any (C, H, W). transforms: what an input needs
+    after uint8 to [0, 1]. synthetic: what stood in for missing data, in words. fingerprint: of the data of the test.
     machine: what decides the order of float operations, and the commit of the code.
     """
     options = to_dict(model.opt)
@@ -31,7 +33,11 @@ def pack_model(
         "best_metric": model.opt.val.best_metric,
         "class_names": list(class_names),
         "netG": options["netG"],
-        "input": {"shape": list(input_shape), "transforms": [dict(transform) for transform in transforms]},
+        "input": {
+            "shape": list(raw_input.shape),
+            "dtype": str(raw_input.dtype).removeprefix("torch."),
+            "transforms": [dict(transform) for transform in transforms],
+        },
         "options": options,
         "synthetic": synthetic,
         "fingerprint": fingerprint,

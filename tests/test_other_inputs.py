@@ -105,6 +105,16 @@ def test_a_table_has_no_samples_and_the_rest_is_shown(
         assert absent not in page
 
 
+@pytest.mark.parametrize("kind", ["bytes", "floats"])
+def test_infer_says_that_an_image_becomes_other_inputs_than_bytes(
+    train: Train, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
+) -> None:
+    write_image(tmp_path / "photo.png", np.zeros((8, 8), np.uint8))
+    arguments = ("--input", tmp_path / "photo.png", "--no_draw")
+    assert command("infer", train(kind), *arguments) == 0
+    assert ("was trained on inputs of float32" in capsys.readouterr().err) == (kind == "floats")
+
+
 def test_floats_are_drawn_as_the_bytes_that_they_stand_for(train: Train, command: Command) -> None:
     pictures, pages = [], []
     for kind in ("bytes", "floats"):
