@@ -105,6 +105,14 @@ def test_a_table_has_no_samples_and_the_rest_is_shown(
         assert absent not in page
 
 
+def test_a_table_is_not_said_to_want_a_view_which_would_not_help(
+    train: Train, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bars, "view", "plain", raising=False)
+    assert command("samples", train("table")) == 2
+    assert "the inputs have the shape (64,), and only pictures can be drawn" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["bytes", "floats"])
 def test_infer_says_that_an_image_becomes_other_inputs_than_bytes(
     train: Train, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str

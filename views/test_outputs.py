@@ -17,14 +17,14 @@ class RawSamples(Protocol):
 
 def why_no_samples(view: View, dataset: RawSamples) -> str | None:
     """Why no samples of this data can be drawn, and what to do instead; None if they can."""
-    if not view.has_samples:
-        return "this task has no view of its samples; add one to VIEWS (views/select_view.py)"
     raw = torch.as_tensor(dataset[0]["input"])
     if not is_picture(raw):
         return (
             f"the inputs have the shape {tuple(raw.shape)}, and only pictures can be drawn, (C, H, W) with 1 or 3 "
             "channels; main_test.py verify and main_test.py report show this task by its numbers"
         )
+    if not view.has_samples:
+        return "this task has no view of its samples; add one to VIEWS (views/select_view.py)"
     return None
 
 
