@@ -19,6 +19,7 @@ from tests.trained_models import Command, command
 from utils.utils_image import as_uint8
 from utils.utils_image_file import write_image
 from utils.utils_visualise import Classified, classified_figure
+from views.view_base import View
 from views.view_classification import ClassificationView
 
 __all__ = ["command"]  # a fixture
@@ -111,6 +112,11 @@ def test_a_table_is_not_said_to_want_a_view_which_would_not_help(
     monkeypatch.setattr(Bars, "view", "plain", raising=False)
     assert command("samples", train("table")) == 2
     assert "the inputs have the shape (64,), and only pictures can be drawn" in capsys.readouterr().err
+
+
+def test_a_headline_says_that_there_is_more_of_an_output() -> None:
+    assert View().headline(torch.arange(8.0)) == "0 1 2 3 4 5 6 7"
+    assert View().headline(torch.arange(9.0).reshape(3, 3)) == "0 1 2 3 4 5 6 7 ..."
 
 
 @pytest.mark.parametrize("kind", ["bytes", "floats"])

@@ -189,7 +189,8 @@ class View:
 
     def headline(self, output: torch.Tensor) -> str:
         """The same in a few words."""
-        return " ".join(f"{value:.4g}" for value in output.flatten().tolist()[:8])
+        values = [f"{value:.4g}" for value in output.flatten()[:9].tolist()]
+        return " ".join(values if len(values) < 9 else [*values[:8], "..."])
 
     def annotate(self, image: Image, found: Sequence[Finding]) -> Image:
         """A picture of the image with what the network says of it; never drawn into the image itself."""
