@@ -227,6 +227,16 @@ def test_what_cannot_be_right_is_said(
     assert doubt in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("num_classes", "doubted", "trusted"), [(7, 0.19, 0.2), (1000, 0.0019, 0.03)])
+def test_how_sure_an_opinion_is_depends_on_the_number_of_classes(
+    num_classes: int, doubted: float, trusted: float
+) -> None:
+    view = ClassificationView(list(map(str, range(num_classes))))
+    result = {"loss": 1.0, "confusion_matrix": np.eye(num_classes).tolist()}
+    assert "near uniform" in str(view.doubts({**result, "confidence": doubted}))
+    assert view.doubts({**result, "confidence": trusted}) == []
+
+
 def test_other_weights_are_noticed(
     trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
