@@ -22,8 +22,8 @@ from data.synthetic_faces import labelled_face
 from models.select_network import define_G
 from tests.trained_models import CLASSES, Command, command, trained
 from utils import utils_option
-from views.drawing import fitted
-from views.view_base import Box, Finding, View
+from views.drawing import draw_headlines, fitted
+from views.view_base import Box, Finding, View, whole
 from views.view_faces import FaceView
 
 __all__ = ["command", "trained"]  # fixtures
@@ -295,6 +295,21 @@ def test_wrong_arguments_are_2_and_one_message(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
     assert not Path("out").exists()
+
+
+def test_letters_beyond_ascii_are_drawn_as_they_are_written() -> None:
+    """OpenCV draws a question mark for each of their bytes."""
+    ground = np.zeros((240, 320, 3), np.uint8)
+
+    def drawn(text: str) -> NDArray[np.uint8]:
+        picture = ground.copy()
+        draw_headlines(picture, [(whole(picture), text)])
+        return picture
+
+    assert not np.array_equal(drawn("gl\u00fccklich 0.93"), drawn("gl\u00f6cklich 0.93"))
+    assert (drawn("gl\u00fccklich 0.93")[..., 1] > 128).sum() > 100, "bright on a dark strip"
+    assert not drawn("gl\u00fccklich 0.93")[40:].any(), "in its strip"
+    assert np.array_equal(drawn("\u00fc" * 200)[60:], ground[60:])
 
 
 def test_a_model_that_does_not_know_its_input_is_refused(

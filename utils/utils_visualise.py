@@ -45,6 +45,21 @@ def save_figure(figure: "Figure", path: Path) -> None:
     path.write_bytes(content.getvalue())
 
 
+def line_of_text(text: str, capital: int) -> tuple[NDArray[np.uint8], int]:
+    """(H, W): how much of each pixel a line of text covers, 0 to 255, and the row on which its letters stand.
+
+    capital: the height of a capital letter in pixels.
+    """
+    from matplotlib.font_manager import findfont
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(findfont("DejaVu Sans"), round(capital * 4 / 3))
+    ascent, descent = font.getmetrics()
+    picture = Image.new("L", (math.ceil(font.getlength(text)), ascent + descent))
+    ImageDraw.Draw(picture).text((0, 0), text, fill=255, font=font)
+    return np.asarray(picture), ascent
+
+
 def _short(name: str) -> str:
     """A name without its middle, if it is so long that it would leave no room for what it names."""
     half = _MOST_LETTERS // 2

@@ -78,4 +78,20 @@ def _draw_text(image: Image, box: Box, text: str) -> None:
     left = max(0, min(box.left, image.shape[1] - strip_width))
     top = box.top - strip_height if box.top >= strip_height else max(0, box.top)
     cv2.rectangle(image, (left, top), (left + strip_width - 1, top + strip_height - 1), _DARK, cv2.FILLED)
-    cv2.putText(image, text, (left + pad, top + height + pad // 2 + 1), _FONT, scale, _COLOUR, weight, cv2.LINE_AA)
+    base = left + pad, top + height + pad // 2 + 1
+    if text.isascii():
+        cv2.putText(image, text, base, _FONT, scale, _COLOUR, weight, cv2.LINE_AA)
+    else:
+        _draw_letters(image, text, base, width, height)
+
+
+def _draw_letters(image: Image, text: str, base: tuple[int, int], width: int, height: int) -> None:
+    """Text with letters that OpenCV lacks. base: where its line begins. height: of a capital; both in pixels."""
+    from utils.utils_visualise import line_of_text
+
+    covered, ascent = line_of_text(text, height)
+    letters = cv2.resize(covered, (min(width, covered.shape[1]), len(covered)), interpolation=cv2.INTER_AREA)
+    (left, bottom), top = base, max(0, base[1] - ascent)
+    part = image[top : bottom - ascent + len(letters), left : left + letters.shape[1]]
+    share = letters[-len(part) :, : part.shape[1], None] / 255
+    part[:] = (part * (1 - share) + np.array(_COLOUR) * share).round().astype(np.uint8)
