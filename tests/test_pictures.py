@@ -18,7 +18,8 @@ import views.pictures
 from tests.helpers import messages
 from tests.trained_models import trained
 from utils.utils_curves import Panel, curves_figure
-from utils.utils_visualise import Classified, classified_figure, confusion_figure
+from utils.utils_report import inline_svg
+from utils.utils_visualise import Classified, classified_figure, confusion_figure, save_figure
 from views.pictures import BestModelPictures, rows_to_show, write_samples
 from views.test_outputs import TestOutputs
 from views.view_base import Sample, View
@@ -201,6 +202,18 @@ def test_a_long_name_leaves_room_for_the_picture_beside_it() -> None:
     assert image.get_window_extent().width > 80
     matrix = confusion_figure([[1, 2], [3, 4]], names, "long")
     assert [text.get_text() for text in matrix.axes[0].get_xticklabels()] == [shown[0][2:], shown[1]]
+
+
+@pytest.mark.filterwarnings("always:Glyph")
+def test_a_character_that_the_font_lacks_is_said_once(
+    tmp_path: Path, logged: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    for number in range(3):
+        figure = confusion_figure([[1, 2], [3, 4]], ["a", "\u9df9"], "birds")
+        save_figure(figure, tmp_path / f"{number}.png")
+        assert "\u9df9" in inline_svg(figure, "birds")
+    assert messages(logged.records, logging.WARNING).count("Glyph 40441 ") == 1
+    assert not recwarn.list
 
 
 def test_a_dollar_in_a_name_begins_no_formula() -> None:

@@ -1,8 +1,11 @@
 """Figures of what a test has found; matplotlib is imported only when one is drawn."""
 
 import dataclasses
+import functools
 import io
+import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Figure  # the views name it too
 
+logger = logging.getLogger("longhaul")
 
 INK, MUTED, GRID, ACCENT = "#1b1f24", "#68707a", "#d5dae0", "#1f6fb2"
 _MOST_BARS, _MOST_COUNTS, _MOST_NAMES, _MOST_LETTERS = 12, 40, 150, 24
@@ -41,8 +45,17 @@ def new_figure(width: float, height: float) -> "Figure":
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG; drawn in memory first, so that what cannot be drawn leaves the file as it was."""
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    with warnings.catch_warnings(record=True) as caught:
+        figure.savefig(content, format="png")
     path.write_bytes(content.getvalue())
+    for each in caught:
+        _warn_once(str(each.message))
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Say what is true of every picture, such as a character in the name of a class that the font lacks."""
+    logger.warning("%s", message)
 
 
 def line_of_text(text: str, capital: int) -> tuple[NDArray[np.uint8], int]:
