@@ -93,6 +93,11 @@ class DataSource:
         return str(self.dataset.fingerprint)
 
     @property
+    def identity(self) -> str:
+        """What tells it from other samples, and from generated ones."""
+        return f"{self.fingerprint}, {len(self.dataset)} samples, {self.synthetic_source}"
+
+    @property
     def num_classes(self) -> int | None:
         """None where targets are no classes."""
         return len(self.class_names) or None
@@ -172,6 +177,7 @@ def define_datasets(opt: Options, dist: Dist) -> dict[str, DataSource]:
         return sources
 
     sources = dist.main_first(define_all)
+    dist.same_on_machines(lambda: {f"datasets.{name}": source.identity for name, source in sources.items()})
     if dist.is_main:
         _warn_of_shared_samples(sources)
     return sources

@@ -5,6 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from models.select_network import define_G
 from utils.utils_checkpoint import ResumePoint
 from utils.utils_dist import Dist
 from utils.utils_error import UserError, listing
-from utils.utils_file import project_path
+from utils.utils_file import project_path, sha256_of
 from utils.utils_option import Options, TrainOptions
 from utils.utils_seed import seed_global_generators, seed_of
 from utils.utils_state_file import load_state
@@ -228,6 +229,7 @@ class ModelPlain(ModelBase):
         else:
             given = {"G": path.pretrained_netG, "E": path.pretrained_netE}
             files = {part: project_path(file) for part, file in given.items() if file}
+        self.dist.same_on_machines(lambda: {f"{part} ({file.name})": _hash(file) for part, file in files.items()})
         if "G" in files:
             load_network(self.netG, files["G"], train.G_param_strict, advice=_loosely("G"))
         if self.netE is not None:
@@ -295,6 +297,10 @@ class ModelPlain(ModelBase):
             raise NonFiniteLossError(f"{what}; {skipped} steps in a row were skipped, train.nonfinite_max_skips")
         logger.warning("Skipped %s (%d in a row).", what, self.num_skipped_in_a_row)
         return True
+
+
+def _hash(file: Path) -> str:
+    return sha256_of(file) if file.is_file() else "missing"
 
 
 def _loosely(part: str) -> str:

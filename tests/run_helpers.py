@@ -136,9 +136,12 @@ class Run:
 
     def start(
         self, *arguments: str, accidents: Sequence[Accident] = (), num_ranks: int = 1,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None, homes: Sequence[Path] = (),
     ) -> list[Launched]:  # fmt: skip
-        """Launch one process a rank, as torchrun does, and return at once; `environment` comes on top."""
+        """Launch one process a rank, as torchrun does, and return at once; `environment` comes on top.
+
+        homes: with them each rank is on a machine of its own, which has this as the home of its user.
+        """
         command = [*self._armed(accidents), "--", "-opt", str(self.option_file), *arguments]
         if num_ranks == 1:
             return [self._server.start(command, environment)]
@@ -156,6 +159,7 @@ class Run:
                     "MASTER_PORT": str(self._store.port),
                     "TORCHELASTIC_USE_AGENT_STORE": "True",
                     **(environment or {}),
+                    **({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "HOME": str(homes[rank])} if homes else {}),
                 },
             )
             for rank in range(num_ranks)
@@ -191,10 +195,10 @@ class Run:
 
     def launch(
         self, *arguments: str, accidents: Sequence[Accident] = (), num_ranks: int = 1,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None, homes: Sequence[Path] = (),
     ) -> Ended:  # fmt: skip
         """Launch and wait for the end; when one rank is killed, the others are too, as torchrun does."""
-        ranks = self.start(*arguments, accidents=accidents, num_ranks=num_ranks, environment=environment)
+        ranks = self.start(*arguments, accidents=accidents, num_ranks=num_ranks, environment=environment, homes=homes)
         if any(accident.get("signal") == signal.SIGKILL for accident in accidents):
             victim = next(accident.get("rank", 0) for accident in accidents if "signal" in accident)
             ranks[victim].wait()

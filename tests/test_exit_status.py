@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data.dataset_freihand import FreiHand
 from data.train_stream import TrainStream
@@ -355,6 +357,30 @@ def test_the_first_rank_of_each_machine_says_why_it_stops(new_run: NewRun) -> No
     ended = new_run().launch("--set", "train.G_optimizer_lr=fast", num_ranks=2, environment=second_machine)
     assert ended.statuses == [2, 2]
     assert ["train.G_optimizer_lr" in output for output in ended.outputs] == [True, True]
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_machines_with_other_files_are_refused(new_run: NewRun, tmp_path: Path, missing: bool) -> None:
+    """The second has faces or pretrained weights of its own, or none, where faces could be generated instead."""
+    first, second = (tmp_path / name for name in ("first", "second"))
+    run = new_run()
+    assert run.launch("--set", "train.total_iter=4").status == 0
+    for seed, home in enumerate((first, second)):
+        home.mkdir()
+        shutil.copy(tiny_csv(home, seed=seed), home / "faces.csv")
+        torch.save({**run.model("4_G.pth"), "seed": torch.tensor(seed)}, home / "G.pth")
+    if missing:
+        (second / "faces.csv").unlink()
+        (second / "G.pth").unlink()
+    fallback = '{"dataset_type": "synthetic_faces", "num_training": 20, "num_public_test": 20, "num_private_test": 20}'
+    faces = ("--set", "datasets.train.dataroot=~/faces.csv", "--set", f"datasets.train.fallback={fallback}")
+    weights = ("--set", "path.pretrained_netG=~/G.pth", "--set", "train.G_param_strict=false")
+    for changes, named in ((faces, "datasets.train, datasets.test"), (weights, "G (G.pth)")):
+        ended = new_run(named[0]).launch(*changes, num_ranks=2, homes=(first, second))
+        assert ended.statuses == [2, 2]
+        for output in ended.outputs:
+            assert f"{named}: rank 1, on another machine, finds something else there than rank 0" in output
+        assert new_run(named[0]).launch(*changes, num_ranks=2, homes=(first, first)).statuses == [0, 0]
 
 
 @pytest.mark.parametrize(

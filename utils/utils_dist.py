@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -69,16 +69,8 @@ class Dist:
     def main_first(self, function: Callable[[], T]) -> T:
         """Call `function` on the first rank of each machine, then on the others, which find its cache. Collective."""
         result: list[T] = []
-        failure = None
         for is_turn in (self.local_rank == 0, self.local_rank != 0):
-            if is_turn and failure is None:
-                try:
-                    result.append(function())
-                except UserError as error:
-                    failure = str(error)
-            failure = self._first_failure(failure)
-        if failure is not None:
-            raise UserError(failure)
+            self.together(lambda: result.append(function()) if is_turn else None)  # noqa: B023  # called at once
         return result[0]
 
     def together(self, function: Callable[[], None]) -> None:
@@ -90,6 +82,23 @@ class Dist:
             failure = str(error)
         if (failure := self._first_failure(failure)) is not None:
             raise UserError(failure)
+
+    def same_on_machines(self, facts: Callable[[], Mapping[str, str]]) -> None:
+        """UserError unless the first rank of each machine finds the same facts, by name, as rank 0. Collective."""
+        if self.world_size == self.local_world_size:
+            return
+        found: dict[str, str] = {}
+        self.together(lambda: found.update(facts()) if self.local_rank == 0 else None)
+        of_main = self.on_main(lambda: found)
+
+        def check() -> None:
+            if others := [name for name, fact in found.items() if of_main.get(name) != fact]:
+                raise UserError(
+                    f"{', '.join(others)}: rank {self.rank}, on another machine, finds something else there than rank "
+                    "0; give all machines the same files"
+                )
+
+        self.together(check)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place; on the CPU through `control`, which raises if a rank is gone. Collective."""
