@@ -241,7 +241,7 @@ class Mixup:
         for rounds in self._ROUNDS:
             draws = uniform(seed, "mixup", positions, 2 * rounds).astype(np.float64) ** (1 / self.alpha)
             first, total = draws[:, ::2], draws[:, ::2] + draws[:, 1::2]
-            accepted = (total <= 1) & (total > 0)
+            accepted = (total <= 1) & (total > 1e-300)
             if accepted.any(axis=1).all():
                 break
         chosen = accepted.argmax(axis=1)[:, None]

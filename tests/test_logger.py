@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tests.helpers import messages
 from utils.utils_file import PROJECT_FOLDER
 from utils.utils_logger import RunLog, duration, print_block, start_console
 from utils.utils_metrics_csv import MetricsFile, read_metrics
+from utils.utils_tensorboard import TensorBoard
 
 FIXED = ["iter", "epoch", "split", "lr", "G_loss", "images_per_s"]
 CLASSES = ("cat", "dog")
@@ -286,6 +288,25 @@ def test_time_left_counts_the_iterations_of_this_launch(
     said = messages(logged.records)
     assert "0:03:10 left" in said
     assert "8 images/s" in said
+
+
+def test_an_error_of_another_thread_is_not_tensorboard_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", seen.append)
+    board = TensorBoard(tmp_path, purge_step=1)
+    board.add("scalar", "loss", 1.0, 1)
+
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    assert [type(each.exc_value) for each in seen] == [OSError]
+    board.close()
+    assert "TensorBoard" not in messages(logged.records)
 
 
 @pytest.mark.parametrize(

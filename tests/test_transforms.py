@@ -593,6 +593,11 @@ def test_mixup_targets_are_distributions() -> None:
     assert target.min() >= 0
 
 
+def test_mixup_of_the_smallest_alpha_favours_no_side() -> None:
+    weights = Mixup(0.001)._weights(np.arange(100_000), SEED)
+    assert weights.mean() == pytest.approx(0.5, abs=0.006)  # four standard errors
+
+
 @pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])
 def test_mixup_weights_are_beta_distributed(alpha: float) -> None:
     weights = Mixup(alpha)._weights(np.arange(20_000), SEED).astype(np.float64)

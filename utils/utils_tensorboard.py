@@ -62,7 +62,8 @@ class TensorBoard:
 
     def _thread_has_ended(self, failure: threading.ExceptHookArgs) -> None:
         """SummaryWriter writes on a thread, which prints its traceback and raises the error again in the next call."""
-        if issubclass(failure.exc_type, OSError):
+        is_ours = failure.thread is not None and type(failure.thread).__module__.startswith("tensorboard.")
+        if is_ours and issubclass(failure.exc_type, OSError):
             self._give_up(failure.exc_value)
         else:
             self._hook(failure)
