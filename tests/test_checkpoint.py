@@ -687,6 +687,14 @@ def test_a_second_attempt_takes_the_place_of_the_first(tmp_path: Path) -> None:
     assert not quarantined(tmp_path)
 
 
+def test_parts_whose_manifest_found_no_room_go_with_the_next_set(tmp_path: Path) -> None:
+    checkpoints = CheckpointFolder(tmp_path)
+    with pytest.raises(Recorded):
+        crash_before_rename(checkpoints, 8, NUM_RENAMES - 1, raise_recorded)
+    checkpoints.commit(states(12), manifest(12), 0)
+    assert names(tmp_path) == {*(f"12_{part}.pth" for part in PARTS), "12_manifest.json"}
+
+
 def test_kair_folder_with_a_flipped_bit(tmp_path: Path) -> None:
     checkpoints = kair(tmp_path, 5, 10)
     flip_bit(tmp_path / "10_G.pth")

@@ -334,6 +334,18 @@ def test_nothing_but_damaged_sets_is_2(new_run: NewRun) -> None:
     assert "Traceback" not in ended.output
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_quarantine_that_takes_nothing_is_2(new_run: NewRun, num_ranks: int) -> None:
+    run = new_run()
+    assert run.launch("--set", "train.total_iter=4", num_ranks=num_ranks).status == 0
+    (run.models / "4_E.pth").write_bytes(b"damaged")
+    (run.models / "quarantine").write_text("no folder")
+    ended = run.launch(num_ranks=num_ranks)
+    assert ended.statuses == [2] * num_ranks
+    assert f"{run.models}: cannot be resumed from" in ended.output
+    assert "Traceback" not in "".join(ended.outputs)
+
+
 def test_a_refused_launch_does_not_forget_what_is_committed(new_run: NewRun) -> None:
     run = new_run()
     assert run.launch("--set", "train.total_iter=4").status == 0

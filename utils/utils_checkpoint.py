@@ -102,7 +102,10 @@ class CheckpointFolder:
         for part, state in states.items():
             check_finite(set_file_name(manifest.iteration, part), state)
         self._check_free_space(states)
-        for name in {set_file_name(manifest.iteration, part) for part in states} - self._published:
+        wanted = {set_file_name(manifest.iteration, part) for part in states}
+        for name in self._published - wanted:  # their manifest found no room
+            (self.folder / name).unlink(missing_ok=True)
+        for name in wanted - self._published:
             self.set_aside(name, "is of no committed set")
         reached("commit begun", self.folder / manifest_name(manifest.iteration))
         records = self._write_parts(states, manifest.iteration)
