@@ -4,6 +4,7 @@ Each run trains with everything on: BatchNorm, dropout, all augmentations, mixup
 iterations end in mid-epoch. The negative controls at the end lose one piece each, and must end otherwise.
 """
 
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -406,14 +407,29 @@ def test_a_real_run_does_not_go_on_with_generated_samples(new_run: NewRun, tmp_p
     assert "EXACT" in run.launch().output
 
 
-def test_a_seed_that_was_drawn_is_kept_over_a_resume(new_run: NewRun) -> None:
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_seed_that_was_drawn_is_everybody_s_and_kept_over_a_resume(new_run: NewRun, num_ranks: int) -> None:
     run = new_run(train__manual_seed=None)
-    run.launch(accidents=[kill("step", 6, signal.SIGTERM)])
+    first = run.launch(accidents=[kill("step", 6, signal.SIGTERM)], num_ranks=num_ranks)
     seed = run.manifest(6)["stream"]["seed"]
-    assert run.launch().status == 0
+    assert re.search(rf"  seed +{seed}$", first.output, re.MULTILINE)
+    assert run.launch(num_ranks=num_ranks).status == 0
     whole = new_run(train__manual_seed=seed)
-    assert whole.launch().status == 0
+    assert whole.launch(num_ranks=num_ranks).status == 0
     assert differences(whole, run) == []
+
+
+def test_pretrained_weights_begin_at_iteration_0_and_the_start_says_whose_they_are(
+    straight: Callable[[int], Run], new_run: NewRun
+) -> None:
+    given = str(straight(1).models / f"{LAST}_G.pth")
+    run = new_run(path__pretrained_netG=given, train__E_decay=0.0)
+    ended = run.launch("--set", "train.total_iter=4")
+    assert ended.status == 0
+    assert f"fresh, iteration 0, initialised from {given}" in ended.output
+    assert f"iteration 1 of {4}, epoch 0, position 0" in ended.output
+    assert "parameters; netG is tested" in ended.output
+    assert run.committed() == [4]
 
 
 PATIENT = {"train__total_iter": 40, "train__checkpoint_test": 2, "train__early_stop_patience": 3}
