@@ -2,7 +2,6 @@
 
 import bisect
 import math
-from typing import SupportsFloat
 
 from utils.utils_error import UserError
 from utils.utils_option import TrainOptions
@@ -59,8 +58,11 @@ def learning_rate(current_iter: int, train: TrainOptions) -> float:
     """
     warm = train.G_scheduler_warmup_iter
     climbed = current_iter / (warm + 1) if current_iter <= warm else 1.0
-    given: object = SCHEDULES[train.G_scheduler_type](max(current_iter, warm + 1), train)
-    factor = float(given) if isinstance(given, SupportsFloat) else math.nan  # NumPy's numbers would not be saved
+    given = SCHEDULES[train.G_scheduler_type](max(current_iter, warm + 1), train)
+    try:
+        factor = float(given)  # NumPy's numbers would not be saved
+    except (TypeError, ValueError):
+        factor = math.nan
     if not 0 <= factor < math.inf:
         raise UserError(
             f"train.G_scheduler_type: {train.G_scheduler_type} gives the factor {given} in iteration {current_iter}; "
