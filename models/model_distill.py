@@ -30,7 +30,7 @@ class Teacher:
 
     path: Path
     net: nn.Module
-    class_names: list[str] | None
+    class_names: tuple[str, ...] | None
 
 
 class ModelDistill(ModelPlain):
@@ -69,10 +69,10 @@ class ModelDistill(ModelPlain):
         if not class_names:
             raise UserError("model: distill teaches classes, and the data set names none; use plain")
         for teacher in self.teachers:
-            if teacher.class_names not in (None, list(class_names)):
+            if teacher.class_names not in (None, tuple(class_names)):
                 raise UserError(
-                    f"path.pretrained_netT: {teacher.path} knows the classes {teacher.class_names}, and the data has "
-                    f"{list(class_names)}; a teacher must know the same ones in the same order"
+                    f"path.pretrained_netT: {teacher.path} knows the classes {list(teacher.class_names)}, and the data "
+                    f"has {list(class_names)}; a teacher must know the same ones in the same order"
                 )
 
     def record(self) -> dict[str, Any]:
@@ -100,7 +100,8 @@ class ModelDistill(ModelPlain):
         net = self.to_device(define_G(NetOptions(**content["netG"])))
         load_network(net, path, strict=True, content=content)
         net.eval().requires_grad_(False)
-        return Teacher(path, compiled(net) if self.opt.train.compile else net, content.get("class_names"))
+        known = content.get("class_names")
+        return Teacher(path, compiled(net) if self.opt.train.compile else net, None if known is None else tuple(known))
 
     def _check_inputs(self, path: Path, wanted: list[dict[str, Any]] | None) -> None:
         if "test" not in self.opt.datasets:

@@ -188,8 +188,9 @@ def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
         model.optimize_parameters([class_batch(1)], 1)
 
 
-def test_the_classes_must_be_the_same_in_the_same_order(teacher: Path) -> None:
-    torch.save({**torch.load(teacher), "class_names": list("abcdefg")}, teacher)
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_the_classes_must_be_the_same_in_the_same_order(teacher: Path, kind: type) -> None:
+    torch.save({**torch.load(teacher), "class_names": kind("abcdefg")}, teacher)
     distilled(teacher).check_classes(tuple("abcdefg"))
     with pytest.raises(UserError, match=r"knows the classes \['a', .*, and the data has \['b', 'a'"):
         distilled(teacher).check_classes(tuple("bacdefg"))
