@@ -151,7 +151,7 @@ class CheckpointManager:
         try:
             state = load_state(path)
         except Exception as error:  # readers of damaged files raise errors of any kind, also a UnicodeDecodeError
-            damage = str(error) or type(error).__name__
+            damage = str(error).removeprefix(f"{path}: ") or type(error).__name__
         else:
             if isinstance(state, dict):
                 return _moved(state, self.device)

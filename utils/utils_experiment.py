@@ -106,7 +106,16 @@ class Experiment:
             if path is not None:
                 logger.info("A launch would resume from %s if the set of iteration %d verifies.", path, iteration)
             return None
-        return self._dist.on_main(lambda: self._found_resume_point(parts))
+
+        def find() -> ResumePoint | None:
+            try:
+                return self._find_resume_point(parts)
+            except OSError as error:
+                raise UserError(
+                    f"{self.models}: cannot be resumed from ({error}); mend that, and launch again"
+                ) from error
+
+        return self._dist.on_main(find)
 
     def changes(self) -> list[str]:
         """What differs from the launch before, as "key: old -> new": options, and the commit of the code."""
@@ -195,12 +204,6 @@ class Experiment:
         self._writer.retry()
         self._end_status("FAILED" if self._writer.failed else state)
         self._has_finished = True
-
-    def _found_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
-        try:
-            return self._find_resume_point(parts)
-        except OSError as error:
-            raise UserError(f"{self.models}: cannot be resumed from ({error}); mend that, and launch again") from error
 
     def _find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
         resume = self._checkpoints.find_resume_point(parts, self._began_at)
