@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -88,6 +89,16 @@ def test_a_note_in_the_metrics_is_no_record(
     add_notes(folder / "metrics.csv")
     assert verify(folder / "models" / "60_E.pth") == 0
     assert "recorded          the same" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("digits", "status"), [(6, 0), (3, 1)])
+def test_the_record_may_have_the_digits_that_a_spreadsheet_leaves(
+    trained: Path, verify: Command, tmp_path: Path, digits: int, status: int
+) -> None:
+    folder = Path(shutil.copytree(trained.parent, tmp_path / "rounded"))
+    metrics = folder / "metrics.csv"
+    metrics.write_text(re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.{digits}g}", metrics.read_text()))
+    assert verify(folder / "models" / "60_E.pth") == status
 
 
 @pytest.mark.parametrize("kind", ["best_model.pth", "60_E.pth"])
