@@ -21,7 +21,8 @@ from data.transforms import TRANSFORMS
 from models import evaluate, model_base, optimizer, probe
 from models.buffers import KeptBuffers, fill_placeholders
 from models.model_plain import ModelPlain
-from models.optimizer import OPTIMIZERS, without_dynamo
+from models.optimizer import OPTIMIZERS
+from models.optimizer_torch import without_dynamo
 from tests.own_parts import LAST, NUM_CLASSES, Launch, Linear, Numbers, files, launch
 
 __all__ = ["launch"]  # a fixture
