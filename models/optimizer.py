@@ -1,4 +1,4 @@
-"""OPTIMIZERS: torch's own, built from the option file, with no weight decay on norms and biases."""
+"""OPTIMIZERS, built from the option file with no weight decay on norms and biases, and their state from a file."""
 
 import logging
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn as nn
 
+from models.optimizer_muon import Muon
 from models.optimizer_torch import SGD, Adam, AdamW, Groups
 from utils.utils_error import UserError
 from utils.utils_option import TrainOptions
@@ -32,10 +33,17 @@ def sgd(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
     return SGD(groups, lr=train.G_optimizer_lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
-OPTIMIZERS = Table("optimizer", {"adam": adam, "adamw": adamw, "sgd": sgd})
+def muon(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
+    """Muon (Jordan et al., 2024) for kernels and matrices but the first and the last, AdamW for everything else."""
+    return Muon(
+        groups, train.G_optimizer_lr, train.G_optimizer_betas, train.G_optimizer_momentum, train.G_optimizer_nesterov
+    )
+
+
+OPTIMIZERS = Table("optimizer", {"adam": adam, "adamw": adamw, "muon": muon, "sgd": sgd})
 
 # What tells the state of one kind of optimizer from that of another, if the option file has changed it.
-_MOMENT = {Adam: "exp_avg", AdamW: "exp_avg", SGD: "momentum_buffer"}
+_MOMENT = {Adam: "exp_avg", AdamW: "exp_avg", Muon: "exp_avg", SGD: "momentum_buffer"}
 
 _HYPER_PARAMETERS = ("betas", "momentum", "nesterov", "weight_decay")
 
@@ -74,16 +82,18 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
     # A network may have frozen some of them for now, and what was built frozen is not the optimizer's.
     trained = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     trainable = {name: parameter for name, parameter in net.named_parameters() if parameter in trained}
-    restored, moment = 0, _MOMENT.get(type(optimizer))
+    is_ours, restored = type(optimizer) in _MOMENT, 0
     in_order = list(trainable)
     if not any("param_names" in group for group in optimizer.param_groups):  # a user's, in an order of its own
         places = {parameter: place for place, parameter in enumerate(trained)}
         in_order.sort(key=lambda name: places[trainable[name]])
     for name, index in _saved_names(saved, in_order).items():
         parameter, moments = trainable.get(name), saved["state"].get(index)
-        if parameter is None or moments is None or (moment and moment not in moments):
+        if parameter is None or moments is None:
             continue
-        if moment:
+        if is_ours:
+            if _moment(optimizer, trained[parameter]) not in moments:
+                continue
             state = {key: _like(key, value, parameter) for key, value in moments.items()}
             if any(torch.is_tensor(each) and each.ndim and each.shape != parameter.shape for each in state.values()):
                 logger.warning("optimizerG: the state of %s has another shape and starts afresh.", name)
@@ -92,13 +102,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
             state = {key: _as_saved(key, value, parameter, trained[parameter]) for key, value in moments.items()}
         optimizer.state[parameter] = state
         restored += 1
-    if not moment:
+    if not is_ours:
         _restore_groups(optimizer, saved)
     num_known = sum(len(group["params"]) for group in saved["param_groups"])
     # A parameter that has had no gradient yet has no state either.
     if saved["state"] and (restored < len(saved["state"]) or num_known < len(trainable)):
         logger.warning("optimizerG: the state of %d of %d parameters was restored.", restored, len(trainable))
     _log_differences(optimizer, saved)
+
+
+def _moment(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> str:
+    return "momentum_buffer" if group.get("is_orthogonal") else _MOMENT[type(optimizer)]
 
 
 def _saved_names(saved: Mapping[str, Any], in_order: list[str]) -> dict[str, int]:

@@ -97,8 +97,8 @@ class TrainOptions(Section):
     G_optimizer_type: Text = Field(default="adam", description="name of the optimizer")
     G_optimizer_lr: float = Field(gt=0, description="learning rate, per update")
     G_optimizer_betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), description="decay rates of the Adam moments")
-    G_optimizer_momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum; SGD only")
-    G_optimizer_nesterov: bool = Field(default=True, description="Nesterov momentum; SGD only")
+    G_optimizer_momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of sgd and muon")
+    G_optimizer_nesterov: bool = Field(default=True, description="Nesterov momentum; sgd and muon")
     G_optimizer_wd: float = Field(default=0.0, ge=0, description="weight decay; norms and biases have none")
     G_optimizer_clipgrad: float | None = Field(
         default=None, ge=0, description="largest norm of netG's gradient; null or 0: no clipping"
