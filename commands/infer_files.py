@@ -16,11 +16,9 @@ from commands.media import Frame, Medium
 from commands.outputs import write_output
 from utils.utils_error import UserError
 from utils.utils_image_file import write_image
-from views.view_base import Finding, Image, View
+from views.view_base import PLACE_COLUMNS, Finding, Image, View
 
 logger = logging.getLogger("longhaul")
-
-_COLUMNS = ("file", "frame", "seconds", "number", "box_left", "box_top", "box_width", "box_height")
 
 
 class AnnotatedFiles:
@@ -101,7 +99,7 @@ class Tables:
         if self._csv is not None:
             rows = [_row(frame, finding) for frame in self._frames for finding in frame["found"]]
             text = io.StringIO()
-            columns = rows[0] if rows else (*_COLUMNS, *self._view.columns)
+            columns = rows[0] if rows else (*PLACE_COLUMNS, *self._view.columns)
             writer = csv.DictWriter(text, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -127,7 +125,7 @@ def _printable(name: str) -> str:
 def _row(frame: Mapping[str, Any], finding: Mapping[str, Any]) -> dict[str, Any]:
     said = {name: value for name, value in finding.items() if name not in ("number", "box")}
     place = (frame["file"], frame["frame"], frame["seconds"], finding["number"], *finding["box"].values())
-    return {**dict(zip(_COLUMNS, place, strict=True)), **said}
+    return {**dict(zip(PLACE_COLUMNS, place, strict=True)), **said}
 
 
 def _targets(folder: Path, media: Sequence[Medium]) -> dict[Medium, Path]:

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 import commands.infer
+from commands.infer_files import Tables
+from commands.media import Frame, Medium
 from commands.trained_model import TrainedModel
 from data.synthetic_faces import labelled_face
 from models.select_network import define_G
@@ -535,6 +537,19 @@ def test_a_task_without_a_view_of_its_own_shows_its_numbers(
     numbers = [float(row[f"output_{i}"]) for i in range(7)]
     assert "a.png  " + " ".join(f"{number:.4g}" for number in numbers) in capsys.readouterr().out
     assert Path("out/a.png").is_file()
+
+
+def test_a_class_that_is_named_as_a_column_has_one_of_its_own(tmp_path: Path) -> None:
+    image, output = noise(0, 9, 9, 3), torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    view = FaceView(("box", "frame", "class", "cup"))
+    with Tables(tmp_path / "a.csv", tmp_path / "a.json", tmp_path, view) as tables:
+        tables.add(Frame(Medium("a.png", None), image, 5), [Finding(Box(3, 2, 4, 4), output)])
+    (row,) = rows_of(str(tmp_path / "a.csv"))
+    assert [row[name] for name in ("file", "frame", "number", "box_left", "class")] == ["a.png", "5", "1", "3", "cup"]
+    columns = ("probability_of_box", "probability_of_frame", "probability_of_class", "cup")
+    assert [float(row[name]) for name in columns] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    (frame,) = json.loads((tmp_path / "a.json").read_text())["frames"]
+    assert frame["found"][0]["box"] == {"left": 3, "top": 2, "width": 4, "height": 4}
 
 
 @pytest.mark.parametrize("ground", [0, 128, 255])

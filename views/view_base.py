@@ -22,6 +22,9 @@ Result = Mapping[str, MetricValue]
 Image = NDArray[np.uint8]
 """As OpenCV has it: (H, W, 3), BGR."""
 
+PLACE_COLUMNS = ("file", "frame", "seconds", "number", "box_left", "box_top", "box_width", "box_height")
+"""The columns of a table that say where something was found; `View.columns` stand beside them."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from views.view_base import Box, Card, Result, Sample, View
+from views.view_base import PLACE_COLUMNS, Box, Card, Result, Sample, View
 
 if TYPE_CHECKING:
     from utils.utils_visualise import Figure
@@ -116,7 +116,9 @@ class ClassificationView(View):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return ("class", "probability", *self.class_names)
+        first = ("class", "probability")
+        taken = (*PLACE_COLUMNS, "box", *first)  # of JSON too
+        return (*first, *(f"probability_of_{name}" if name in taken else name for name in self.class_names))
 
     def says(self, output: torch.Tensor, box: Box) -> dict[str, float | str]:  # noqa: ARG002
         """The likeliest class, its probability, and that of every class."""
