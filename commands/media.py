@@ -22,6 +22,8 @@ logger = logging.getLogger("longhaul")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".wmv", ".flv", ".mpg", ".mpeg", ".mts", ".m2ts",
                   ".ts", ".ogv", ".3gp")  # fmt: skip
 
+_MOST_CAMERA_DIGITS = 4  # OpenCV's indices are the number of a camera and that of its driver, as in 701
+
 Problem = Callable[[str, str], None]
 """Told the name of an input and the reason why it, or the rest of it, cannot be read."""
 
@@ -154,7 +156,7 @@ def find_media(inputs: Sequence[str], output: Path, problem: Problem) -> list[Me
             files += _of_folder(path, output, problem, left_out)
         elif os.path.lexists(text):
             files.append(path)
-        elif text.isdecimal():
+        elif text.isdecimal() and len(text) <= _MOST_CAMERA_DIGITS:
             media.append(Camera(int(text)))
         elif glob.has_magic(text):
             files += _matching(text, problem, left_out)

@@ -246,6 +246,12 @@ def test_an_empty_name_is_not_the_working_directory(infer: Command, capsys: pyte
     assert "'': no such file or folder" in capsys.readouterr().err
 
 
+def test_a_long_number_is_no_camera(infer: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the name of a folder of photos that is not there; OpenCV has no word for an index that long."""
+    assert infer("20260101123059") == 1
+    assert "20260101123059: no such file or folder" in capsys.readouterr().err
+
+
 def test_nothing_to_read_is_1(infer: Command, capsys: pytest.CaptureFixture[str]) -> None:
     Path("nothing").mkdir()
     assert infer("nothing") == 1
