@@ -57,7 +57,7 @@ class Tester:
             )
             experiment.set_aside_model("best_model.pth", "was the best before")
             self.progress = dataclasses.replace(self.progress.judged_anew(), last_test_iter=0)
-        self._pictures = self._define_pictures() if dist.is_main and opt.val.save_img else None
+        self._pictures = self._define_pictures()
         self.result: dict[str, MetricValue] = {}
         self.last_iter = -1
         self._has_warned_of_nan = False
@@ -189,8 +189,10 @@ class Tester:
         return bool(self.progress.best_iter > self._experiment.model("best_model.pth")["iter"])
 
     def _define_pictures(self) -> BestModelPictures | None:
-        if "test" not in self._sources or self._experiment.is_dry_run:
+        if "test" not in self._sources:
             return None
         source = self._sources["test"]
-        view = define_view(source.dataset, source.class_names)
+        view = define_view(source.dataset, source.class_names)  # on all ranks, so that all refuse a wrong name
+        if not (self._dist.is_main and self._opt.val.save_img) or self._experiment.is_dry_run:
+            return None
         return BestModelPictures(self._experiment.folder, view, source.dataset, self._experiment.log.figure)

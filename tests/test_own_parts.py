@@ -222,6 +222,17 @@ def test_numpy_s_texts_reach_no_file(launch: Launch, tmp_path: Path) -> None:
         assert content["class_names"] == list(Resident.class_names)
 
 
+class Misnamed(Resident):
+    view = "clasification"
+
+
+def test_a_view_that_nobody_has_written_is_named_before_training(
+    launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(launch, capsys, data=Misnamed)
+    assert 'Misnamed.view: "clasification" is not a view; did you mean "classification"?' in said
+
+
 class Bytes(Resident):
     """Class ids as bytes, which 255 would divide, and which wrap at 256."""
 

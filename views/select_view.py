@@ -3,20 +3,32 @@
 from collections.abc import Sequence
 from typing import Any
 
+from utils.utils_error import UserError
+from utils.utils_table import Table
 from views.view_base import View
 from views.view_classification import ClassificationView
 from views.view_faces import FaceView
 from views.view_hand_pose import HandPoseView
 
-VIEWS: dict[str, type[View]] = {
-    "classification": ClassificationView,
-    "faces": FaceView,
-    "hand_pose": HandPoseView,
-    "plain": View,
-}
+VIEWS = Table(
+    "view",
+    {
+        "classification": ClassificationView,
+        "faces": FaceView,
+        "hand_pose": HandPoseView,
+        "plain": View,
+    },
+)
 
 
 def define_view(dataset: Any, class_names: Sequence[str]) -> View:
-    """The view of a data set (or of its class): the one that it names, else that of classes if it has any."""
+    """The view of a data set (or of its class): the one that it names, else that of classes if it has any.
+
+    Raises UserError for a name that is not in VIEWS.
+    """
     name = getattr(dataset, "view", "classification" if class_names else "plain")
-    return VIEWS[name](class_names, getattr(dataset, "joint_names", ()))
+    dataset_class = dataset if isinstance(dataset, type) else type(dataset)
+    if unknown := VIEWS.unknown(f"{dataset_class.__name__}.view", name):
+        raise UserError(unknown)
+    view: View = VIEWS[name](class_names, getattr(dataset, "joint_names", ()))
+    return view
