@@ -1,6 +1,7 @@
 """Everything that a report shows of one experiment, gathered from its folder and, if asked, from its model."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -70,7 +71,8 @@ def read_experiment(folder: Path, args: argparse.Namespace) -> ExperimentFacts:
     except UserError as error:
         trained = None
         problems.append(str(error))
-    options = _newest_options(folder)
+    launched_with = _launch_options(folder)
+    options = launched_with[-1] if launched_with else {}
     view = trained.view() if trained else View()
     best_iter = trained.iteration if trained and trained.path.name == "best_model.pth" else None
     panels = curve_panels(history, view.class_names or view.joint_names)
@@ -90,7 +92,7 @@ def read_experiment(folder: Path, args: argparse.Namespace) -> ExperimentFacts:
         launches=_launches(history),
         sets=_sets(history),
         environment=_environment(history),
-        commands=_commands(folder, history, trained),
+        commands=_commands(folder, history, launched_with, trained),
         problems=problems,
     )
     if trained:
@@ -164,15 +166,19 @@ def _attention(view: View, trained: TrainedModel, samples: Sequence[Sample], dis
     return shown
 
 
-def _newest_options(folder: Path) -> dict[str, Any]:
-    for path in reversed(saved_options(folder)):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue  # a kill tore it, or somebody has edited it
-        if isinstance(content, dict):
-            return content
-    return {}
+def differing(options: Sequence[Mapping[str, str]]) -> list[str]:
+    """The keys whose texts are not the same in all of them."""
+    names = sorted({name for each in options for name in each})
+    return [name for name in names if len({each.get(name) for each in options}) > 1]
+
+
+def _launch_options(folder: Path) -> list[dict[str, Any]]:
+    """The options of each launch, oldest first, as far as they can be read: somebody may have edited them."""
+    found = []
+    for path in saved_options(folder):
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+    return [content for content in found if isinstance(content, dict)]
 
 
 def _state(history: History) -> str:
@@ -235,7 +241,9 @@ def _environment(history: History) -> dict[str, str]:
     return {key: str(value) for key, value in machine.items()}
 
 
-def _commands(folder: Path, history: History, trained: TrainedModel | None) -> dict[str, list[str]]:
+def _commands(
+    folder: Path, history: History, launched_with: Sequence[Mapping[str, Any]], trained: TrainedModel | None
+) -> dict[str, list[str]]:
     """Shell lines: the run under another name, of the same bits if all launches were alike, and its model's check."""
     first = next(iter(saved_options(folder)), None)
     place = shlex.quote(str(folder))
@@ -253,8 +261,10 @@ def _commands(folder: Path, history: History, trained: TrainedModel | None) -> d
     checkout = [f"git checkout {machine['code']}"] if machine.get("code") else []
     later = [launch.get("machine", {}) for launch in history.launches[1:]]
     others = [key for key, value in machine.items() if any(each.get(key, value) != value for each in later)]
-    warning = [f"# Not bit for bit: later launches had other {', '.join(others)}"] if others else []
-    return {"reproduce": [*checkout, line, *warning], **commands}
+    warnings = [f"# Not bit for bit: later launches had other {', '.join(others)}"] if others else []
+    if changed := differing([dict(leaves(options)) for options in launched_with]):
+        warnings.append(f"# The first launch; later ones had other {', '.join(changed)}")
+    return {"reproduce": [*checkout, line, *warnings], **commands}
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from commands.experiment_facts import ExperimentFacts, read_experiment
+from commands.experiment_facts import ExperimentFacts, differing, read_experiment
 from commands.outputs import check_output, write_output
 from utils.utils_curves import Panel, panel_figure
 from utils.utils_error import UserError
@@ -64,8 +64,7 @@ def _comparison(found: list[ExperimentFacts]) -> dict[str, Any] | None:
         return None
     names = _distinct_names([each.folder for each in found])
     results = list(dict.fromkeys(name for each in found for name in each.results))
-    options = sorted({name for each in found for name in each.options})
-    differing = [name for name in options if len({each.options.get(name) for each in found}) > 1]
+    options = [each.options for each in found]
     panels: dict[str, Panel] = {}
     for name, each in zip(names, found, strict=True):
         for panel in each.panels:
@@ -76,7 +75,7 @@ def _comparison(found: list[ExperimentFacts]) -> dict[str, Any] | None:
         "names": names,
         "results": [["", *names]] + [[name, *(each.results.get(name, "") for each in found)] for name in results],
         "options": [["option", *names]]
-        + [[name, *(each.options.get(name, "absent") for each in found)] for name in differing],
+        + [[name, *(each.options.get(name, "absent") for each in found)] for name in differing(options)],
         "curves": [inline_svg(panel_figure(panel), panel.title) for panel in panels.values() if len(panel.lines) > 1],
     }
 

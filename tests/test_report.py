@@ -186,6 +186,19 @@ def test_the_command_to_reproduce_gives_the_same_model(
         assert again.read_bytes() == (experiment / "models" / name).read_bytes()
 
 
+def test_a_launch_with_other_options_than_the_first_is_named_beside_the_command(
+    experiment: Path, report: Callable[..., Page]
+) -> None:
+    assert "later ones" not in report(experiment, arguments=("--recorded",)).text
+    (first,) = (experiment / "options").glob("*.json")
+    content = json.loads(first.read_text())
+    content["train"]["total_iter"] = 90
+    (first.parent / "tiny_991231_235959.json").write_text(json.dumps(content))
+    page = report(experiment, arguments=("--recorded",))
+    assert f"-opt {first} " in page.text
+    assert "# The first launch; later ones had other train.total_iter\n" in f"{page.text}\n"
+
+
 def test_what_is_damaged_or_missing_is_said_and_the_rest_is_shown(
     experiment: Path, report: Callable[..., Page]
 ) -> None:
