@@ -86,6 +86,21 @@ def test_a_class_whose_name_ends_another_s_has_its_own_line(tmp_path: Path) -> N
     assert "MAE" in panels
 
 
+def test_classes_whose_names_end_in_numbers_are_called_by_their_names(tmp_path: Path) -> None:
+    header = "iter,epoch,split,lr,G_loss,images_per_s,recall_zone_0,recall_zone_1\n"
+    (tmp_path / "metrics.csv").write_text(header + "10,0,test,.1,1.5,,.4,.6\n")
+    panels = {panel.title: panel.lines for panel in curve_panels(read_history(tmp_path), ("zone_0", "zone_1"))}
+    assert panels["Recall of each class"] == {"zone_0": [(10, 0.4)], "zone_1": [(10, 0.6)]}
+
+
+def test_a_metric_whose_name_ends_in_a_number_is_one_of_all_tests(tmp_path: Path) -> None:
+    header = "iter,epoch,split,lr,G_loss,images_per_s,top_5,range_0,range_1\n"
+    (tmp_path / "metrics.csv").write_text(header + "10,0,test,.1,1.5,,.4,.1,.2\n10,0,test_b,.1,1.5,,.6,.3,.4\n")
+    panels = {panel.title: panel.lines for panel in curve_panels(read_history(tmp_path), ())}
+    assert panels["Top 5"] == {"test": [(10, 0.4)], "test_b": [(10, 0.6)]}
+    assert panels["Range of each class"] == {"0": [(10, 0.1)], "1": [(10, 0.2)]}
+
+
 def test_a_panel_without_any_finite_value_is_empty() -> None:
     lines = {name: [(1, float("nan")), (2, float("nan"))] for name in ("test", "test_b")}
     assert not panel_figure(Panel("Loss", "", lines)).axes[0].texts

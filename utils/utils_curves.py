@@ -58,8 +58,9 @@ def curve_panels(history: History, value_names: Sequence[str]) -> list[Panel]:
     grouped: dict[str, dict[str, Series]] = {}
     for name in names:
         ending = max((each for each in of_classes if name.endswith(each)), key=len, default=None)
-        if numbered := re.fullmatch(r".+(_\d+)", name):
-            ending = numbered[1]
+        numbered = re.fullmatch(r"(.+)(_\d+)", name)
+        if ending is None and numbered and f"{numbered[1]}_0" in names:  # else it is one number, such as top_5
+            ending = numbered[2]
             of_classes[ending] = ending[1:]
         if ending is None:
             lines = {split: columns[name] for split, columns in tests.items() if name in columns}
