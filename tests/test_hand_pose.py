@@ -200,6 +200,22 @@ def test_the_skeleton_is_drawn_where_the_camera_sees_it() -> None:
     assert HandPoseView(joint_names=JOINT_NAMES).card(unknown, side_views=False).picture.max() == 0
 
 
+@pytest.mark.parametrize("shape", [(3, 40, 80), (1, 90, 30)])
+def test_any_picture_of_a_hand_keeps_its_proportions_under_the_skeleton(shape: tuple[int, int, int]) -> None:
+    height, width = shape[1:]
+    joints = torch.zeros(21, 3)
+    joints[1:, 0], joints[4, 1] = 5, 30  # the tip of the thumb is below and to the right
+    intrinsics = np.array([[100.0, 0, width / 2], [0, 100.0, height / 2], [0, 0, 1]])
+    sample = Sample("x", torch.zeros(shape, dtype=torch.uint8), joints, joints, (intrinsics, np.array([0, 0, 200.0])))
+    view = HandPoseView(joint_names=JOINT_NAMES)
+    picture = view.card(sample, side_views=False).picture
+    assert picture.shape[2] / picture.shape[1] == pytest.approx(width / height, abs=0.02)
+    scale = picture.shape[2] / width
+    column, row = round((width / 2 + 2.5) * scale), round((height / 2 + 15) * scale)
+    assert picture[:, row - 2 : row + 3, column - 2 : column + 3].max() > 100, "the tip is drawn here"
+    assert view.card(sample).picture.shape[1] == picture.shape[1], "beside it, as high, the side view"
+
+
 @pytest.mark.parametrize(("end", "drawn"), [([0, 0, 50], (50, 0)), ([0, 50, 0], (0, 50))])
 def test_the_side_view_is_to_scale_and_upright(end: list[float], drawn: tuple[int, int]) -> None:
     """A bone of 50 mm is as long as the bar: to the right if it leads away from the camera, down if it leads down."""

@@ -63,7 +63,8 @@ class HandPoseView(View):
         """The image under both skeletons, and both from the side."""
         output, target = root_relative(sample.output[None]), root_relative(sample.target[None])
         error, aligned = mpjpe_mm(output, target), pa_mpjpe_mm(output, target)
-        picture = _enlarged(np.moveaxis(sample.image, 0, -1)[..., ::-1])
+        colours = np.broadcast_to(sample.image, (3, *sample.image.shape[1:]))
+        picture = _resized(np.ascontiguousarray(np.moveaxis(colours, 0, -1)[..., ::-1]), _SIDE)
         if sample.camera is not None:
             scale = picture.shape[1] / sample.image.shape[2]
             for joints, is_true in ((sample.target, True), (sample.output, False)):
@@ -122,19 +123,13 @@ def _projected(joints_mm: Points, camera: tuple[Points, Points]) -> Points:
     return np.asarray(rays[:, :2] / rays[:, 2:])
 
 
-def _enlarged(image: NDArray[np.uint8]) -> Image:
-    import cv2
-
-    return np.ascontiguousarray(cv2.resize(image, (_SIDE, _SIDE), interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
 def _resized(image: Image, height: int) -> Image:
     """As high as that; of a long strip, which would become as wide as no file can hold, white makes up the height."""
     import cv2
 
     scale = min(height / image.shape[0], _MAX_ASPECT * height / image.shape[1])
     width, inside = (max(1, round(side * scale)) for side in (image.shape[1], image.shape[0]))
-    resized = cv2.resize(image, (width, inside), interpolation=cv2.INTER_AREA)
+    resized = cv2.resize(image, (width, inside), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     white = (255, 255, 255)
     return np.asarray(cv2.copyMakeBorder(resized, 0, height - inside, 0, 0, cv2.BORDER_CONSTANT, value=white), np.uint8)
 
