@@ -159,6 +159,13 @@ def test_each_pixel_of_a_segmentation_counts(name: str) -> None:
     assert metric.compute().numpy() == pytest.approx(expected(name, truth.ravel(), found.ravel()), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["confidence", "calibration_error"])
+def test_a_metric_of_one_class_a_sample_is_named_where_there_is_one_a_pixel(name: str) -> None:
+    metric = METRICS.build(name, {}, num_classes=3)
+    with pytest.raises(UserError, match=rf"val.metrics: {name} is of logits \(B, K\), not of \[2, 3, 4, 4\]; leave"):
+        metric.update(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("name", METRIC_NAMES)
 def test_several_labels_of_a_sample_are_no_class(name: str) -> None:
     """As many samples as classes would be broadcast, and counted as other classes."""

@@ -53,7 +53,7 @@ def calibration_error(num_classes: int | None) -> Metric:
     num_bins = 15
 
     def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, int]:
-        found, predicted = output.softmax(dim=1).max(dim=1)
+        found, predicted = _probabilities("calibration_error", output).max(dim=1)
         bins = (found * num_bins).ceil().long().clamp(1, num_bins) - 1
         gaps = torch.zeros(num_bins, dtype=torch.float64, device=output.device)
         return gaps.index_add(0, bins, found.double() - (predicted == target).double()), len(output)
@@ -64,7 +64,7 @@ def calibration_error(num_classes: int | None) -> Metric:
 def confidence(num_classes: int | None) -> Metric:
     """Mean of the largest class probability: 1 / num_classes for a network that has no opinion."""
     _classes(num_classes)
-    return sample_mean(lambda output, _target: output.softmax(dim=1).amax(dim=1))
+    return sample_mean(lambda output, _target: _probabilities("confidence", output).amax(dim=1))
 
 
 def mae() -> Metric:
@@ -174,6 +174,13 @@ def _classes(num_classes: int | None) -> int:
     if num_classes is None:
         raise UserError("val.metrics: a classification metric needs a data set that names its classes")
     return num_classes
+
+
+def _probabilities(name: str, output: torch.Tensor) -> torch.Tensor:
+    """Of the classes, (B, K), from their logits; UserError where netG answers with several classes a sample."""
+    if output.ndim != 2:
+        raise UserError(f"val.metrics: {name} is of logits (B, K), not of {list(output.shape)}; leave it out")
+    return output.softmax(dim=1)
 
 
 def _recall(counts: torch.Tensor) -> torch.Tensor:
