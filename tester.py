@@ -107,6 +107,7 @@ class Tester:
 
     def run(self, current_iter: int) -> None:
         """Test on every test data set; then "test" may give a new best model. Raises NonFiniteLossError."""
+        began = time.perf_counter()
         self._model.losses.collect(current_iter)
         results: dict[str, dict[str, MetricValue]] = {}
         shown = TestOutputs() if self._pictures else None
@@ -133,6 +134,7 @@ class Tester:
         self.progress = dataclasses.replace(
             self.progress, last_test_iter=max(current_iter, self.progress.last_test_iter)
         )
+        self._experiment.log.pause(time.perf_counter() - began)
 
     def packed_model(self, current_iter: int) -> dict[str, Any]:
         """The content of a self-contained model file with the result of the last test."""

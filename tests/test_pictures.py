@@ -1,9 +1,11 @@
 """images/ of a run: of its best model, never often, and never at the cost of the run."""
 
+import csv
 import dataclasses
 import gc
 import io
 import logging
+import time
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from matplotlib.text import Text
 
 import views.pictures
 from tests.helpers import messages
+from tests.own_parts import Launch, launch
 from tests.trained_models import trained
 from utils.utils_curves import Panel, curves_figure
 from utils.utils_report import inline_svg
@@ -25,7 +28,7 @@ from views.test_outputs import TestOutputs
 from views.view_base import Sample, View
 from views.view_classification import ClassificationView
 
-__all__ = ["trained"]  # a fixture
+__all__ = ["launch", "trained"]  # fixtures
 
 
 def nowhere(_tag: str, _figure: object, _current_iter: int) -> None:
@@ -108,6 +111,21 @@ def test_pictures_take_a_fiftieth_of_the_time_and_the_last_best_is_drawn(
     pictures.finish(299)
     pictures.finish(299)
     assert drawn == ["0", "100", "200", "299"]
+
+
+def test_drawing_is_no_part_of_the_speed_of_training(
+    launch: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    clock = time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 9999 * len(drawn))
+    monkeypatch.setattr(BestModelPictures, "_draw", lambda *_: drawn.append("for hours"))
+    assert launch(val__save_img=True) == 0
+    assert drawn
+    with open(tmp_path / "own" / "metrics.csv", newline="") as file:
+        speeds = [float(row["images_per_s"]) for row in csv.DictReader(file) if row["split"] == "train"]
+    assert len(speeds) == 3
+    assert min(speeds) > 1
 
 
 def test_a_drawing_leaves_no_figure_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

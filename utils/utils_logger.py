@@ -133,7 +133,6 @@ class RunLog:
         value_names: Sequence[str], seconds: float,
     ) -> None:  # fmt: skip
         """Log one test; lists become a column for each class or joint, matrices a picture."""
-        self._paused_since_last += seconds
         scalars = {name: value for name, value in result.items() if isinstance(value, float)}
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scalars.items())
         logger.info("<epoch:%3d, iter:%8s> %s: %s (%.1f s)", epoch, f"{current_iter:,}", split, shown, seconds)
@@ -144,6 +143,10 @@ class RunLog:
                 scalars |= _columns(name, value, value_names)
         columns = {"G_loss" if name == "loss" else name: value for name, value in scalars.items()}
         self._record(current_iter, epoch, split, lr, None, columns)
+
+    def pause(self, seconds: float) -> None:
+        """Leave these seconds, of a test and all that it brings, out of the speed of training."""
+        self._paused_since_last += seconds
 
     def image(self, tag: str, image: Any, current_iter: int) -> None:
         """Add a (C, H, W) image in [0, 1] to TensorBoard."""
