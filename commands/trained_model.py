@@ -1,6 +1,7 @@
 """What main_test.py is given: a self-contained model, a network of a checkpoint set, or an experiment folder."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -221,8 +222,9 @@ def _part_of_a_set(
 
 
 def _class_of_data(opt: Options, attribute: str) -> Any:
-    """What the class of the training data says for itself, without any data."""
-    return getattr(DATASETS[opt.datasets["train"].dataset_type], attribute, None)
+    """What the class of the training data says for itself, without any data; None if only an open one knows."""
+    found = getattr(DATASETS[opt.datasets["train"].dataset_type], attribute, None)
+    return None if isinstance(found, property | functools.cached_property) else found
 
 
 def _input_shape(opt: Options) -> tuple[int, int, int] | None:

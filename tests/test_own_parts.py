@@ -11,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch.nn.utils import prune
 
+from commands.trained_model import load_trained_model
 from data.transforms import TRANSFORMS
 from models.model_plain import ModelPlain
 from tests.helpers import ONE_RANK, net_options
@@ -220,6 +221,18 @@ def test_numpy_s_texts_reach_no_file(launch: Launch, tmp_path: Path) -> None:
     for name in ("best_model.pth", "final_model.pth"):
         content = torch.load(tmp_path / "own" / "models" / name, weights_only=True)
         assert content["class_names"] == list(Resident.class_names)
+
+
+class NamedLate(Resident):
+    """Knows its classes once it is open, as folders of images do."""
+
+    class_names = property(lambda _: ("none", "one", "two"))  # type: ignore[assignment]
+
+
+def test_a_set_of_data_whose_class_does_not_know_its_classes_is_loaded(launch: Launch, tmp_path: Path) -> None:
+    assert launch(data=NamedLate) == 0
+    assert load_trained_model(tmp_path / "own/models/best_model.pth", None, []).class_names == ("none", "one", "two")
+    assert load_trained_model(tmp_path / "own/models/6_E.pth", None, []).class_names == ()
 
 
 class Misnamed(Resident):
