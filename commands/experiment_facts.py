@@ -145,7 +145,10 @@ def _measure(facts: ExperimentFacts, trained: TrainedModel, num_samples: int) ->
             }
             facts.samples = {view.sample_titles[kind]: _cards(view, rows) for kind, rows in chosen.items()}
             first = [samples[0] for samples in chosen["right"].values() if samples]
-            facts.attention = _attention(view, trained, first, dist)
+            try:
+                facts.attention = _attention(view, trained, first, dist)
+            except UserError as error:
+                facts.problems.append(f"where attention lies is not shown: {error}")
     return measured.result
 
 

@@ -93,12 +93,20 @@ class TrainedModel:
     def predictor(self, dist: Dist) -> Callable[[torch.Tensor], torch.Tensor]:
         """Raw inputs (B, ...) -> what the tested network says of them, float32 on its device.
 
-        UserError where that is not finite: the largest of NaN would be the first class.
+        UserError where that is not finite (the largest of NaN would be the first class), and from a model that takes
+        more of a sample than its input.
         """
         model, pipeline = self.load(dist), self.preprocessing()
 
         def predict(images: torch.Tensor) -> torch.Tensor:
-            output = model.test(pipeline(without_targets(images.to(dist.device)), np.arange(len(images))))
+            batch = pipeline(without_targets(images.to(dist.device)), np.arange(len(images)))
+            try:
+                output = model.test(batch)
+            except KeyError as error:
+                raise UserError(
+                    f"{self.path}: model: {self.opt.model} asks for {error} of a sample, and only its input is known "
+                    "here; main_test.py verify and main_test.py samples show it whole samples"
+                ) from error
             if not output.isfinite().all():
                 raise UserError(f"{self.path}: its outputs are not finite; take another file of the run")
             if self.class_names and output.shape[1:2] != (len(self.class_names),):

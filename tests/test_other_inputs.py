@@ -13,6 +13,8 @@ import torch.nn as nn
 
 import main_train
 from data.select_dataset import DATASETS
+from models.model_plain import Batch, ModelPlain
+from models.select_model import MODELS
 from models.select_network import NETWORKS
 from tests.helpers import changed, tiny_option_mapping, write_options
 from tests.trained_models import Command, command
@@ -25,7 +27,7 @@ from views.view_classification import ClassificationView
 __all__ = ["command"]  # a fixture
 
 CLASSES = ("left", "ahead", "right")
-Train = Callable[[str], Path]
+Train = Callable[..., Path]
 
 
 class Bars:
@@ -65,12 +67,12 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     for table, name, entry in ((DATASETS, "bars", Bars), (NETWORKS, "linear", linear)):
         monkeypatch.setattr(table, "_entries", {**table._entries, name: entry})
 
-    def run(kind: str) -> Path:
+    def run(kind: str, **more: Any) -> Path:
         data = {"dataset_type": "bars", "dataroot": "bars", "split": "train", "kind": kind}
         options = changed(
             tiny_option_mapping(tmp_path / kind, csv="unused"), task="bars", netG={"net_type": "linear"},
             datasets={"train": {**data, "dataloader_batch_size": 8}, "test": {"split": "test", "kind": kind}},
-            val={"metrics": ["accuracy", "confusion_matrix"], "best_metric": "accuracy"}, train__total_iter=30,
+            val={"metrics": ["accuracy", "confusion_matrix"], "best_metric": "accuracy"}, train__total_iter=30, **more,
         )  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["main_train.py", "-opt", str(write_options(options, tmp_path / "o.json"))])
         assert main_train.main() == 0
@@ -144,6 +146,40 @@ def test_floats_are_drawn_as_the_bytes_that_they_stand_for(train: Train, command
     assert pictures[0] == pictures[1]
     assert len(pages[0]) >= 9
     assert pages[0] == pages[1]
+
+
+class Sided(Bars):
+    """Each image comes with a number that the model takes too."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**super().__getitem__(index), "side": torch.tensor(float(index % 2))}
+
+
+class ModelSided(ModelPlain):
+    def feed_data(self, batch: Batch) -> None:
+        super().feed_data(batch)
+        self.side = batch["side"]
+
+    def netG_forward(self, netG: nn.Module) -> torch.Tensor:
+        output: torch.Tensor = netG(self.input)
+        return output + self.side[:, None]
+
+
+def test_a_model_that_takes_more_than_the_input_says_so_where_there_is_no_more(
+    train: Train, command: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DATASETS._entries, "bars", Sided)
+    monkeypatch.setattr(MODELS, "_entries", {**MODELS._entries, "sided": ModelSided})
+    experiment = train("bytes", model="sided")
+    write_image(experiment / "photo.png", np.zeros((8, 8), np.uint8))
+    for arguments in (("infer", experiment, "--input", experiment / "photo.png"), ("export", experiment)):
+        assert command(*arguments) == 2
+        assert "sided asks for 'side' of a sample, and only its input is known here" in capsys.readouterr().err
+    assert command("report", experiment) == 1
+    assert "where attention lies is not shown: " in capsys.readouterr().err
+    page = (experiment / "report.html").read_text()
+    assert "measures as recorded" in page
+    assert ClassificationView.sample_titles["right"] in page
 
 
 def test_what_floats_lie_beyond_0_and_1_is_not_cut_off() -> None:
