@@ -175,7 +175,7 @@ def skeletons_figure(
     """
     num_columns = max(1, *(len(row) for row in rows.values()))
     figure = new_figure(4.6 * num_columns, 2.5 * len(rows) + 0.7)
-    figure.suptitle(f"{title}\npredicted coloured, true dashed; mm", fontsize=11, wrap=True)
+    figure.suptitle(f"{title}\npredicted coloured; true grey, dashed in 3D; mm", fontsize=11, wrap=True)
     grid = figure.add_gridspec(len(rows), 2 * num_columns)
     per_colour = len(bones) // len(colours)
     for i, (name, row) in enumerate(rows.items()):
