@@ -129,7 +129,8 @@ class Tester:
         if "test" in results:
             is_best = self._judge(current_iter, results["test"], self._model.losses.take_mean())
             if self._pictures and shown:
-                title = f"iteration {current_iter:,}, epoch {self._stream.epoch(current_iter)}"
+                mark = self._sources["test"].mark
+                title = f"iteration {current_iter:,}, epoch {self._stream.epoch(current_iter)}{mark}"
                 self._pictures.tested(current_iter, title, results["test"], shown, is_best)
         self.progress = dataclasses.replace(
             self.progress, last_test_iter=max(current_iter, self.progress.last_test_iter)

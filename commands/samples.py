@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         outputs = TestOutputs()
         evaluate(trained.load(dist), TestLoader(source, dist), (), observe=outputs.add)
     chosen = outputs.choose(view, source.dataset, args.num_samples, args.wrong)
-    written = write_samples(view, chosen, args.wrong, folder)
+    written = write_samples(view, chosen, args.wrong, folder, source.mark)
     if source.synthetic:
         logger.warning("SYNTHETIC DATA: %s", source.synthetic)
     logger.info("Pictures in %s: %d; the first of each row together in %s.", folder, len(written) - 1, written[-1])

@@ -155,7 +155,7 @@ def _draw(trained: TrainedModel, measured: Measured, output: Path | None) -> Non
     view, result, found = measured.view, measured.result, measured.found
     if folder := output or (trained.experiment and trained.experiment / "images"):
         folder.mkdir(parents=True, exist_ok=True)
-        title = f"{trained.path.name} on {found['data']}" + ", SYNTHETIC" * bool(found["synthetic"])
+        title = f"{trained.path.name} on {found['data']}{measured.source.mark}"
         for name, figure in view.figures(result, title).items():
             path = folder / f"{_stem(trained, found)}_{name}.png"
             save_figure(figure, path)

@@ -78,6 +78,11 @@ class DataSource:
         return f"{self.options.dataset_type} {self.options.arguments.get('split') or self.name}"
 
     @property
+    def mark(self) -> str:
+        """What the title of a picture adds if its samples are generated."""
+        return ", SYNTHETIC" if self.synthetic else ""
+
+    @property
     def synthetic_source(self) -> str | None:
         """The name of the synthetic source in use, or None."""
         return self.options.fallback.dataset_type if self.synthetic and self.options.fallback else None

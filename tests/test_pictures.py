@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import io
 import logging
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 import torch
 from matplotlib.text import Text
 
+import main_train
 import views.pictures
-from tests.helpers import messages
+from tests.helpers import changed, messages, tiny_option_mapping, write_options
 from tests.own_parts import Launch, launch
-from tests.trained_models import trained
+from tests.trained_models import Command, command, trained
 from utils.utils_curves import Panel, curves_figure
 from utils.utils_report import inline_svg
 from utils.utils_visualise import Classified, classified_figure, confusion_figure, save_figure
@@ -28,7 +30,7 @@ from views.test_outputs import TestOutputs
 from views.view_base import Sample, View
 from views.view_classification import ClassificationView
 
-__all__ = ["launch", "trained"]  # fixtures
+__all__ = ["command", "launch", "trained"]  # fixtures
 
 
 def nowhere(_tag: str, _figure: object, _current_iter: int) -> None:
@@ -126,6 +128,28 @@ def test_drawing_is_no_part_of_the_speed_of_training(
         speeds = [float(row["images_per_s"]) for row in csv.DictReader(file) if row["split"] == "train"]
     assert len(speeds) == 3
     assert min(speeds) > 1
+
+
+def test_pictures_of_generated_samples_say_so(
+    tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the real ones nothing else tells a confusion matrix of theirs from one of the real task."""
+    titles: list[str] = []
+    monkeypatch.setattr(views.pictures, "save_figure", lambda figure, _path: titles.append(title_of(figure)))
+    few = {"dataset_type": "synthetic_faces", "num_training": 16, "num_public_test": 8, "num_private_test": 8}
+    options = changed(
+        tiny_option_mapping(tmp_path, csv=str(tmp_path / "absent.csv")), datasets__train__fallback=few,
+        train__total_iter=2, val={"metrics": ["accuracy", "confusion_matrix"], "best_metric": "accuracy"},
+    )  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["main_train.py", "-opt", str(write_options(options, tmp_path / "o.json"))])
+    assert main_train.main() == 0
+    assert [title.endswith(", epoch 0, SYNTHETIC") for title in titles if "iteration 2" in title] == [True] * 3
+    assert command("samples", tmp_path / "tiny") == 0
+    assert titles[-1] == "The most certain right predictions, SYNTHETIC"
+
+
+def title_of(figure: Any) -> str:
+    return str(figure.get_suptitle() or figure.axes[0].get_title()).partition("\n")[0]
 
 
 def test_a_drawing_leaves_no_figure_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

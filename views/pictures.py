@@ -25,8 +25,13 @@ _NUM_SAMPLES = 3
 _MOST_ROWS = _MOST_COLUMNS = 20  # of the picture of all; some more, and neither matplotlib nor a reader can take it in
 
 
-def write_samples(view: View, chosen: Mapping[str, Sequence[Sample]], wrong: bool, folder: Path) -> list[Path]:
-    """Write each sample alone to `<folder>/<row>/`, and one picture of the first of all; returns the files, it last."""
+def write_samples(
+    view: View, chosen: Mapping[str, Sequence[Sample]], wrong: bool, folder: Path, mark: str = ""
+) -> list[Path]:
+    """Write each sample alone to `<folder>/<row>/`, and one picture of the first of all; returns the files, it last.
+
+    mark: what the title of the latter adds.
+    """
     kind, written = "wrong" if wrong else "right", []
     for row, samples in chosen.items():
         in_row = folder / re.sub(r"[/\\]", "_", row)  # a class may be a "T-shirt/top"
@@ -37,7 +42,7 @@ def write_samples(view: View, chosen: Mapping[str, Sequence[Sample]], wrong: boo
             written.append(in_row / f"{kind}_{number}_{_file_name(sample.name)}.png")
             save_figure(view.samples_figure({row: [sample]}, row), written[-1])
     written.append(folder / f"{kind}.png")
-    save_figure(_samples_figure(view, chosen, view.sample_titles[kind]), written[-1])
+    save_figure(_samples_figure(view, chosen, view.sample_titles[kind] + mark), written[-1])
     return written
 
 
