@@ -185,8 +185,13 @@ def _launch_options(folder: Path) -> list[dict[str, Any]]:
 
 
 def _state(history: History) -> str:
-    words = {"DONE": "done", "PREEMPTED": "stopped; launch again to go on", "FAILED": "failed"}
-    return words.get(history.state or "", "running, or killed")
+    words = {
+        "DONE": "done",
+        "PREEMPTED": "stopped; launch again to go on",
+        "FAILED": "failed",
+        "RUNNING": "running, or killed",
+    }
+    return words.get(history.state or "", "unknown: status.json does not say it")
 
 
 def _summary(history: History, options: Mapping[str, Any]) -> dict[str, str]:

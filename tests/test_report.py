@@ -208,9 +208,12 @@ def test_what_is_damaged_or_missing_is_said_and_the_rest_is_shown(
     assert "Learning Rate" in page.text
     (experiment / "models" / "best_model.pth").unlink()
     (experiment / "models" / "final_model.pth").unlink()
+    assert "running, or killed" not in page.text
     (experiment / "status.json").write_text("{")
     (experiment / "metrics.csv").unlink()
-    assert "holds no best_model.pth" in report(experiment, status=1).text
+    page = report(experiment, status=1)
+    assert "holds no best_model.pth" in page.text
+    assert "unknown: status.json does not say it" in page.text
 
 
 def test_a_note_in_the_metrics_has_no_curve(experiment: Path, report: Callable[..., Page]) -> None:
