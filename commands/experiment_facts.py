@@ -17,6 +17,7 @@ from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
 from utils.utils_history import History, read_history, saved_options
 from utils.utils_logger import duration
+from utils.utils_metrics import with_unit
 from utils.utils_option import leaves
 from utils.utils_report import heat_picture, inline_svg, picture_uri
 from views.occlusion import occlusion_map
@@ -112,7 +113,7 @@ def _add_model(facts: ExperimentFacts, trained: TrainedModel, args: argparse.Nam
             result = _measure(facts, trained, args.num_samples)
         except UserError as error:
             facts.problems.append(f"the model was not run: {error}")
-    numbers = {name: f"{value:.4f}" for name, value in result.items() if isinstance(value, float)}
+    numbers = {name: with_unit(name, value) for name, value in result.items() if isinstance(value, float)}
     beside = ("parameters", "file", "iterations", "time")
     facts.results = {**numbers, **{name: facts.summary[name] for name in beside if name in facts.summary}}
     if (best := trained.opt.val.best_metric) in numbers:

@@ -28,7 +28,7 @@ from utils.utils_device import device_name
 from utils.utils_dist import Dist, process_group
 from utils.utils_error import UserError
 from utils.utils_logger import print_block
-from utils.utils_metrics import MetricValue
+from utils.utils_metrics import MetricValue, with_unit
 from utils.utils_visualise import save_figure
 from views.select_view import define_view
 from views.view_base import View
@@ -210,7 +210,7 @@ def _print(trained: TrainedModel, measured: Measured) -> None:
         "test-time average": "mirror images and small shifts" if found["test_time_average"] else "",
         "speed": f"{found['images_per_s']:,.0f} images/s",
     }
-    lines |= {name: f"{value:.4f}" for name, value in found["metrics"].items() if isinstance(value, float)}
+    lines |= {name: with_unit(name, value) for name, value in found["metrics"].items() if isinstance(value, float)}
     lines["recorded"] = _recorded_text(trained, found)
     print_block("Verify", [*lines.items(), *(("", line) for line in _table(found["classes"]))])
     for doubt in found["doubts"]:

@@ -94,8 +94,11 @@ def test_verify_measures_what_the_evaluator_does(
     experiment: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert command("verify", experiment, "--json", tmp_path / "found.json") == 0
-    assert "the same" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "the same" in shown
     found = json.loads((tmp_path / "found.json").read_text())
+    assert re.search(rf"mpjpe +{found['metrics']['mpjpe']:.3f} mm\n", shown)
+    assert re.search(rf"pck_auc +{found['metrics']['pck_auc']:.4f}\n", shown)
     assert [row["joint"] for row in found["classes"]] == list(JOINT_NAMES)
     assert [row["error in mm"] for row in found["classes"]] == found["metrics"]["joint_error"]
     content = torch.load(experiment / "models" / "best_model.pth", weights_only=True)
@@ -170,6 +173,7 @@ def test_every_other_command_works_on_hands(experiment: Path, command: Command, 
     page = (tmp_path / "report.html").read_text()
     for text in ("The smallest errors", "The largest errors", "little_tip", "PA-MPJPE", "Where attention lies"):
         assert text in page
+    assert re.search(r"\d\.\d{3} mm<", page)
     assert command("export", experiment, "--format", "torch_export", "--output", tmp_path / "hand.pt2") == 0
 
 
