@@ -24,6 +24,12 @@ __all__ = ["logged"]  # a fixture
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs, unless tests/test_gpu.py is asked for by name: here runs have up to four ranks, each with a GPU."""
+    if not any("test_gpu" in str(each) for each in config.invocation_params.args):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def signals_as_on_a_terminal() -> None:
     """A suite started with nohup or in the background ignores Ctrl-C and hang-ups, and so would the runs it tests."""

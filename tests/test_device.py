@@ -10,6 +10,7 @@ import torch
 import torch.nn as nn
 
 from models.model_plain import ModelPlain
+from tests.conftest import pytest_configure
 from tests.helpers import ONE_RANK, class_batch, net_options
 from tests.run_helpers import NewRun, new_run, server
 from utils import utils_device
@@ -50,6 +51,16 @@ def trained_dtype(model: ModelPlain) -> torch.dtype:
     model.optimize_parameters([class_batch(1)], 1)
     handle.remove()
     return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "visible"),
+    [((), ""), (("-q", "tests/test_device.py"), ""), (("tests/test_gpu.py::test_no_iteration_waits", "-x"), "1")],
+)
+def test_the_suite_sees_no_gpu(monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], visible: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    pytest_configure(SimpleNamespace(invocation_params=SimpleNamespace(args=arguments)))  # type: ignore[arg-type]
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
 @pytest.mark.parametrize("processor", PROCESSORS)

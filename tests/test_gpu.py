@@ -1,7 +1,8 @@
 """The loop where work is queued: nothing in it waits for the device, and saves and resumes are exact all the same.
 
-These tests run on the device that a launch would take. On a GPU torch itself finds whoever waits; on the CPU, where
-nothing is queued, a dispatch mode finds the calls that would wait on a GPU.
+These tests run on the device that a launch would take, where pytest is given this file: the whole suite sees no GPU. On
+a GPU torch itself finds whoever waits; on the CPU, where nothing is queued, a dispatch mode finds the calls that would
+wait on a GPU.
 """
 
 import contextlib
