@@ -371,6 +371,30 @@ def test_on_a_gpu_the_processor_counts_too(make: Callable[..., Experiment], monk
     assert machine_record(opt, gpu)["device"] == "H200 (CUBLAS_WORKSPACE_CONFIG=:16:8)"
 
 
+def test_gpus_that_are_linked_otherwise_sum_in_another_order(
+    make: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight on one machine are a ring, four on each of two may be a tree; two ranks on CPUs have gloo's order."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "H200")
+    monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 28, 9))
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91500)
+    monkeypatch.delenv("NCCL_ALGO", raising=False)
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    opt = make(train__amp=None).opt
+
+    def on_gpus(ranks: int, of_machine: int) -> dict[str, Any]:
+        device = torch.device("cuda", 0)
+        return machine_record(opt, Dist(world_size=ranks, local_world_size=of_machine, device=device))
+
+    together, apart = on_gpus(8, 8), on_gpus(8, 4)
+    assert {key for key in together if together[key] != apart[key]} == {"ranks per machine"}
+    assert (apart["NCCL"], apart["cuDNN"]) == ("2.28.9", 91500)
+    monkeypatch.setenv("NCCL_ALGO", "Ring")
+    assert on_gpus(8, 4)["NCCL"] == "2.28.9 (NCCL_ALGO=Ring)"
+    assert not {"NCCL", "ranks per machine"} & on_gpus(1, 1).keys()
+    assert machine_record(opt, Dist(world_size=2, local_world_size=2)) == machine_record(opt, Dist(world_size=2))
+
+
 def test_mkl_s_stripes_are_another_choice_of_kernels(
     make: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
 ) -> None:

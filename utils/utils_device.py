@@ -18,14 +18,18 @@ _KERNEL_VARIABLES = (
     "NPY_DISABLE_CPU_FEATURES",
 )  # fmt: skip
 _GPU_VARIABLES = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")
+_NCCL_VARIABLES = (
+    "NCCL_ALGO", "NCCL_PROTO", "NCCL_COLLNET_ENABLE", "NCCL_NVLS_ENABLE", "NCCL_P2P_DISABLE", "NCCL_P2P_LEVEL",
+    "NCCL_SHM_DISABLE", "NCCL_MIN_NCHANNELS", "NCCL_MAX_NCHANNELS", "NCCL_MIN_CTAS", "NCCL_MAX_CTAS", "NCCL_GRAPH_FILE",
+    "NCCL_TOPO_FILE",
+)  # fmt: skip
 _COMPILER_VARIABLES = ("TORCHINDUCTOR_", "TORCHDYNAMO_", "TORCH_COMPILE_")
 
 
 def device_name(device: torch.device) -> str:
     """The GPU, or the processor and what decides which kernels it runs: sums of others differ in their last bits."""
     if device.type == "cuda":
-        chosen = _chosen(_GPU_VARIABLES)
-        return torch.cuda.get_device_name(device) + (f" ({', '.join(chosen)})" if chosen else "")
+        return torch.cuda.get_device_name(device) + _told(_GPU_VARIABLES)
     facts = _processor_facts()
     name = facts.get("model name") or platform.processor() or platform.machine()
     if {"cpu family", "model"} <= facts.keys():  # in a virtual machine the name alone may be as vague as "AMD EPYC"
@@ -68,6 +72,11 @@ def compiler_name(is_compiled: bool, device: torch.device) -> bool | str:
     return f"True ({facts})" if facts else True
 
 
+def nccl_name() -> str:
+    """The version of NCCL, and what the environment tells it of how to sum."""
+    return ".".join(map(str, torch.cuda.nccl.version())) + _told(_NCCL_VARIABLES)  # type: ignore[no-untyped-call]
+
+
 def _cpp_compiler() -> str:
     """Name and version of the compiler that torch.compile takes for CPUs; "" if there is none."""
     command = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
@@ -82,6 +91,11 @@ def _chosen(names: Iterable[str]) -> list[str]:
     """What the environment says otherwise than every launch does by itself (see `process_group`)."""
     chosen = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
     return [each for each in chosen if each not in ("TORCHINDUCTOR_DETERMINISTIC=1", "CUBLAS_WORKSPACE_CONFIG=:4096:8")]
+
+
+def _told(names: Iterable[str]) -> str:
+    chosen = _chosen(names)
+    return f" ({', '.join(chosen)})" if chosen else ""
 
 
 def precision_name(amp: Literal["bf16"] | None, device: torch.device) -> str:

@@ -22,7 +22,7 @@ import torch
 from utils import utils_option
 from utils.utils_checkpoint import CheckpointFolder, Manifest, ResumePoint
 from utils.utils_checkpoint_names import find_last_checkpoint
-from utils.utils_device import chosen_amp, compiler_name, device_name
+from utils.utils_device import chosen_amp, compiler_name, device_name, nccl_name
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_failpoint import reached
@@ -288,13 +288,11 @@ class Experiment:
 
 def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
     """What decides the order of float operations; an exact resume needs all of it equal."""
-    is_on_gpu = dist.device.type == "cuda"
     return {
         "ranks": dist.world_size,
         "threads per rank": dist.num_threads,
         "device": device_name(dist.device),
-        # NumPy computes there what transforms draw, a GPU's too.
-        **({"processor": device_name(torch.device("cpu"))} if is_on_gpu else {}),
+        **(_gpu_record(dist) if dist.device.type == "cuda" else {}),
         "torch": str(torch.__version__),
         "numpy": np.__version__,  # its generator shuffles, and promises no stream for ever
         "amp": chosen_amp(opt.train.amp, dist.device),
@@ -302,3 +300,10 @@ def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:
         "channels_last": opt.train.channels_last,
         "G_accumulation_steps": opt.train.G_accumulation_steps,
     }
+
+
+def _gpu_record(dist: Dist) -> dict[str, Any]:
+    """What else decides it on GPUs; NCCL sums along the links between them, which depend on who shares a machine."""
+    processor = device_name(torch.device("cpu"))  # NumPy computes there what transforms draw
+    record = {"processor": processor, "cuDNN": torch.backends.cudnn.version()}  # type: ignore[no-untyped-call]
+    return record | ({"ranks per machine": dist.local_world_size, "NCCL": nccl_name()} if dist.world_size > 1 else {})
