@@ -198,7 +198,8 @@ def _self_contained(
         input_shape=raw_input.get("shape") or _input_shape(opt), input_dtype=raw_input.get("dtype"),
         recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"),
         is_of_real_data=content.get("synthetic", "") is None, experiment=experiment,
-        fingerprint=content.get("fingerprint"), device=content.get("device"), weights=content["model_state_dict"],
+        fingerprint=content.get("fingerprint"), device=_tested_on(content.get("machine", {}), content.get("device")),
+        weights=content["model_state_dict"],
     )  # fmt: skip
 
 
@@ -215,7 +216,7 @@ def _part_of_a_set(
         except DamagedError as error:
             raise UserError(f"{file}: its checkpoint set is damaged: {error}; take another set") from error
         epoch, fingerprint = manifest.epoch, Progress(**manifest.progress).judged_on or None
-        device = manifest.machine.get("device")
+        device = _tested_on(manifest.machine, manifest.machine.get("device"))
         is_of_real_data = manifest.stream.get("synthetic", "") is None
         tested = "E" if "E" in manifest.files else "G"  # the options may have changed since
     recorded: Mapping[str, MetricValue] = {}
@@ -227,6 +228,11 @@ def _part_of_a_set(
         input_shape=_input_shape(opt), recorded=recorded, recorded_split=split, synthetic=None,
         is_of_real_data=is_of_real_data, experiment=experiment, fingerprint=fingerprint, device=device,
     )  # fmt: skip
+
+
+def _tested_on(machine: Mapping[str, Any], device: str | None) -> str | None:
+    """What a run was tested on; several GPUs are no single one: for a batch of another size cuDNN has other kernels."""
+    return f"{machine['ranks']} x {device}" if "NCCL" in machine else device
 
 
 def _class_of_data(opt: Options, attribute: str) -> Any:

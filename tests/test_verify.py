@@ -138,6 +138,20 @@ def test_another_device_may_differ_a_little(
     assert said in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("machine", "status"), [({"ranks": 4, "NCCL": "2.28.9"}, 0), ({"ranks": 4}, 1)])
+def test_several_gpus_may_differ_a_little_from_one(
+    trained: Path, verify: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, machine: dict[str, Any],
+    status: int,
+) -> None:  # fmt: skip
+    """Each was tested on smaller batches, whose kernels may round to TF32 otherwise; CPUs do not."""
+    content = torch.load(trained / "best_model.pth", weights_only=True)
+    content["metrics"]["loss"] *= 1.004
+    torch.save({**content, "machine": {**content["machine"], **machine}}, tmp_path / "of_four.pth")
+    assert verify(tmp_path / "of_four.pth") == status
+    said = f"as measured on another device (4 x {content['device']})" if status == 0 else "DIFFERENT: loss"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("recorded", "status"), [(math.nan, 0), (0.5, 1), (math.inf, 1)])
 def test_a_metric_that_is_no_number_again_is_the_same(
     trained: Path, verify: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: float, status: int
