@@ -7,6 +7,8 @@ wait on a GPU.
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_train
 from models.model_plain import ModelPlain
+from models.select_network import NETWORKS
 from tests.helpers import changed, tiny_csv, tiny_option_mapping, validated, write_options
 from tests.run_helpers import PARTS
 from trainer import Batch, Trainer
 from utils.utils_dist import process_group
-from utils.utils_file import sha256_of
+from utils.utils_file import PROJECT_FOLDER, sha256_of
+from utils.utils_seed import seed_global_generators
 from utils.utils_signal import StopRequest
 from utils.utils_snapshot import Snapshot
 
@@ -104,11 +108,12 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield seen
 
 
-@pytest.mark.parametrize(("optimizer", "accumulation"), [("sgd", 1), ("adamw", 2)])
+@pytest.mark.parametrize(("optimizer", "accumulation", "resident"), [("sgd", 1, True), ("adamw", 2, False)])
 def test_no_iteration_waits_for_the_device(
-    tmp_path: Path, watched: list[int], optimizer: str, accumulation: int
+    tmp_path: Path, watched: list[int], optimizer: str, accumulation: int, resident: bool
 ) -> None:
     mapping = options(tmp_path, train__G_optimizer_type=optimizer, train__G_accumulation_steps=accumulation)
+    mapping["datasets"]["train"] |= {"resident": resident, "dataloader_num_workers": 2}
     assert train(mapping, tmp_path) == 0
     assert watched == list(range(FIRST, LAST))
 
@@ -168,6 +173,39 @@ def test_a_resume_ends_in_the_same_bytes(tmp_path: Path) -> None:
     launches = json.loads((models.parent / "status.json").read_text())["launches"]
     assert [launch["from_iter"] for launch in launches] == [0, TOTAL // 2]
     assert last_set() == straight
+
+
+@needs_gpu
+def test_a_single_rank_of_torchruns_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    """It sets NCCL up and leaves it, though there is nothing to sum."""
+    ways = {way: options(tmp_path / way) for way in ("alone", "torchrun")}
+    assert train(ways["alone"], tmp_path) == 0
+    option_file = write_options(ways["torchrun"], tmp_path / "options.json")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+    subprocess.run([*launcher, "main_train.py", "-opt", str(option_file)], cwd=PROJECT_FOLDER, check=True)
+    for part in PARTS:
+        alone, launched = (tmp_path / way / "experiments/tiny/models" / f"{TOTAL}_{part}.pth" for way in ways)
+        assert sha256_of(alone) == sha256_of(launched), part
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_waits_for_nothing_and_sums_in_the_same_order(name: str) -> None:
+    """Torch would warn of a gradient that it cannot sum so, and warnings are errors here."""
+    with process_group(1) as dist:
+        net = NETWORKS[name]().to(dist.device, memory_format=torch.channels_last)
+        channels, size = next(net.parameters()).shape[1], getattr(net, "size", 48)
+        images = torch.rand(2, channels, size, size, device=dist.device)
+
+        def gradients() -> list[torch.Tensor]:
+            seed_global_generators(0)
+            with torch.autocast(dist.device.type, torch.bfloat16):
+                output = net(images)
+            return list(torch.autograd.grad(output.float().square().mean(), list(net.parameters())))
+
+        gradients()
+        with nothing_waits():
+            first, second = gradients(), gradients()
+        assert all(map(torch.equal, first, second))
 
 
 @needs_gpu
