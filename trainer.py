@@ -105,6 +105,9 @@ class Trainer:
         self._print_start_block(guarantee)
         if self._resume and self._has_work:
             self.tests.set_stale_best_aside(self.start_iter, is_exact=guarantee.startswith("EXACT"))
+        if self._has_work and self._experiment.model("final_model.pth")["iter"] > self.start_iter:
+            # Killed when that set is committed, the run would look finished to the next launch.
+            self._experiment.set_aside_model("final_model.pth", "is of an iteration that will be trained again")
         self._warn_of_other_counts()
         if self.opt.train.amp == "bf16" and trains_faster_in_bf16(self._dist.device) is False:
             name = device_name(self._dist.device)

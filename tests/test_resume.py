@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from data.dataset_fer2013 import Fer2013
-from tests.helpers import NORMALIZE, tiny_csv
+from tests.helpers import NORMALIZE, same_tensors, tiny_csv
 from tests.run_helpers import (
     DEADLINE,
     ENVIRONMENT,
@@ -345,6 +346,24 @@ def test_the_final_model_is_that_of_the_last_iteration_whatever_an_earlier_end_l
     assert run.committed()[-1] == 16
     assert run.launch(*longer).status == 0
     assert run.model("final_model.pth")["iter"] == 16
+
+
+def test_a_final_model_of_an_iteration_that_is_trained_again_is_not_taken_for_the_new_one(new_run: NewRun) -> None:
+    run, other = new_run(), ("--set", "train.G_optimizer_lr=0.3")
+    assert run.launch().status == 0
+    for path in run.models.glob(f"{LAST}_*"):
+        path.unlink()
+    lost = run.model("final_model.pth")
+    ended = run.launch(*other, accidents=[kill("model", LAST, name="final_model.pth")])
+    assert ended.status == -9
+    assert "final_model.pth is of an iteration that will be trained again; moved to quarantine/." in ended.output
+    assert run.committed()[-1] == LAST
+    assert run.launch(*other).status == 0
+    final = run.model("final_model.pth")
+    average = torch.load(run.models / f"{LAST}_E.pth", weights_only=True)
+    assert same_tensors(final["model_state_dict"], average)
+    assert not same_tensors(lost["model_state_dict"], average)
+    assert same_tensors(run.model("quarantine/final_model.pth")["model_state_dict"], lost["model_state_dict"])
 
 
 def test_a_changed_learning_rate_is_listed_and_takes_effect(straight: Callable[[int], Run], new_run: NewRun) -> None:
