@@ -1,6 +1,7 @@
 """Tester: the tests of one launch, where model, test data, best model and pictures meet."""
 
 import dataclasses
+import json
 import logging
 import math
 import time
@@ -46,7 +47,7 @@ class Tester:
         self._loaders = define_test_loaders(sources, dist)
         self.progress = saved
         if "test" in sources:
-            judge = f"{opt.val.best_mode} {opt.val.best_metric} of {sources['test'].fingerprint}"
+            judge = f"{opt.val.best_mode} {_best_metric(opt)} of {sources['test'].fingerprint}"
             self.progress = saved.now_judged_by(judge)
         self._is_judged_anew = self.progress.best_iter != saved.best_iter
         self.has_lost_best = dist.on_main(self._has_lost_best)
@@ -92,7 +93,7 @@ class Tester:
             return bool(best["iter"] > start_iter and not comes_again)
 
         if self._is_judged_anew:
-            reason = "was the best by another metric or on other test data"
+            reason = "was the best by another metric or loss, or on other test data"
         elif self._dist.on_main(is_replaced):
             reason = "is of an iteration that will be trained again with other weights"
             self.progress = self.progress.judged_anew()
@@ -199,3 +200,11 @@ class Tester:
         if not (self._dist.is_main and self._opt.val.save_img) or self._experiment.is_dry_run:
             return None
         return BestModelPictures(self._experiment.folder, view, source.dataset, self._experiment.log.figure)
+
+
+def _best_metric(opt: Options) -> str | None:
+    """What selects the best model; values of another loss compare with it as little as those of another metric."""
+    if opt.val.best_metric != "loss":
+        return opt.val.best_metric
+    train = opt.train
+    return f"loss ({train.G_lossfn_weight} {train.G_lossfn_type} {json.dumps(train.G_lossfn_args, sort_keys=True)})"

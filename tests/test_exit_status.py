@@ -128,6 +128,29 @@ def test_what_selects_the_best_model_may_change(new_run: NewRun, tmp_path: Path)
     assert run.hashes(8) == straight.hashes(8)
 
 
+@pytest.mark.parametrize(
+    ("change", "is_other"),
+    [
+        ("train.G_lossfn_weight=100", True),
+        ("train.G_lossfn_args={label_smoothing: 0.9}", True),
+        ("train.G_lossfn_args={label_smoothing: 0.05}", False),
+        ("train.G_optimizer_lr=0.02", False),
+    ],
+)
+def test_values_of_another_loss_are_not_compared(new_run: NewRun, change: str, is_other: bool) -> None:
+    """The tests after the change are worse by its scale alone."""
+    run = new_run(train__total_iter=4, train__checkpoint_test=2, val__best_metric="loss", val__best_mode="min")
+    assert run.launch().status == 0
+    before = run.manifest(4)["progress"]
+    ended = run.launch("--set", "train.total_iter=6", "--set", change)
+    assert ended.status == 0
+    assert ("best_model.pth was the best by another metric or loss" in ended.output) == is_other
+    after = run.manifest(6)["progress"]
+    assert (after["best_iter"] == 6) or not is_other
+    assert (after["judged_by"] != before["judged_by"]) == is_other
+    assert run.model("best_model.pth")["iter"] == after["best_iter"]
+
+
 def test_several_mistakes_are_said_at_once(new_run: NewRun) -> None:
     ended = new_run().launch("--set", "train.amp=fp8", "--set", "netG.net_type=x", "--set", "train.max_to_keep=1")
     assert ended.status == 2
