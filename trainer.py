@@ -61,7 +61,7 @@ class Trainer:
             train, self.stream, dist, self._seed, self.start_iter, opt.train.G_accumulation_steps
         )
         dist.same_on_machines(self.model.record)
-        self._machine_record = {**machine_record(self.opt, dist), **self.model.record()}
+        self._machine_record = {**machine_record(self.opt, dist), **train.record, **self.model.record()}
         self.tests = Tester(
             self.opt, dist, stop, experiment, sources, self.model, self.stream, self._saved, self._machine_record
         )

@@ -52,6 +52,7 @@ class FreiHand:
     joint_names = JOINT_NAMES
     final_split = "evaluation"
     view = "hand_pose"
+    decoder = f"opencv {cv2.__version__}"
 
     def __init__(
         self,

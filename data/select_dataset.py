@@ -43,6 +43,7 @@ class Dataset(Protocol):
     with `class_names` needs it where a target is not one class id. `input_shape` (C, H, W), or a function of the
     arguments that returns it, says what a network is shown of its images where there are no data. `camera(i)` draws
     poses.
+    `decoder`, a text, names what makes samples of its files each time they are read, and the version.
     `sample_keys` tells the samples of one dataroot apart, so that none is both trained on and tested. `netG_arguments`
     names arguments of a network that must have these values; num_classes follows from `class_names`.
     """
@@ -112,6 +113,12 @@ class DataSource:
         """The values that these arguments must have in a network that has them."""
         classes = {"num_classes": self.num_classes} if self.class_names else {}
         return {**classes, **getattr(self.dataset, "netG_arguments", {})}
+
+    @property
+    def record(self) -> dict[str, str]:
+        """What decides the bits of its samples beside the files; an exact resume needs it equal."""
+        decoder = getattr(self.dataset, "decoder", None)
+        return {} if decoder is None else {"decoder": str(decoder)}
 
     @property
     def value_names(self) -> tuple[str, ...]:

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 
 from data import loaders, transforms
+from data.dataset_freihand import FreiHand
 from data.transforms import TRANSFORMS
 from models import evaluate, model_base, optimizer, probe
 from models.buffers import KeptBuffers, fill_placeholders
@@ -84,6 +86,27 @@ def test_a_data_set_that_computes_gives_the_same_bits_in_a_worker(launch: Launch
             task, data=Summing, train__num_threads=2, datasets__train__dataloader_num_workers=num_workers
         ) == 0  # fmt: skip
     assert files(tmp_path / "worker") == files(tmp_path / "process")
+
+
+class Decoding(Numbers):
+    decoder = "own 1"
+
+
+class DecodingAnew(Numbers):
+    decoder = "own 2"
+
+
+def test_what_decodes_the_samples_is_part_of_an_exact_resume(
+    launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(data: type, total_iter: int) -> str:
+        assert launch(data=data, train__total_iter=total_iter) == 0
+        return capsys.readouterr().out
+
+    said(Decoding, 2)
+    assert "EXACT" in said(Decoding, 4)
+    assert "the updates differ (decoder: own 1 -> own 2)" in said(DecodingAnew, 6)
+    assert FreiHand.decoder == f"opencv {cv2.__version__}"
 
 
 def stop_in_first_test(monkeypatch: pytest.MonkeyPatch) -> None:
