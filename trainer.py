@@ -77,9 +77,7 @@ class Trainer:
         self._saved_iter = self.start_iter
         # An earlier launch ended the run and wrote everything.
         self._was_finished = (
-            not self._has_work
-            and not self.tests.has_lost_best
-            and dist.on_main(lambda: bool(experiment.model("final_model.pth")["iter"] == self.start_iter))
+            not self._has_work and not self.tests.has_lost_best and self._final_iter() == self.start_iter
         )
 
     def is_due(self, every: int | str, current_iter: int) -> bool:
@@ -105,7 +103,7 @@ class Trainer:
         self._print_start_block(guarantee)
         if self._resume and self._has_work:
             self.tests.set_stale_best_aside(self.start_iter, is_exact=guarantee.startswith("EXACT"))
-        if self._has_work and self._experiment.model("final_model.pth")["iter"] > self.start_iter:
+        if self._has_work and self._final_iter() > self.start_iter:
             # Killed when that set is committed, the run would look finished to the next launch.
             self._experiment.set_aside_model("final_model.pth", "is of an iteration that will be trained again")
         self._warn_of_other_counts()
@@ -173,6 +171,10 @@ class Trainer:
     @property
     def _has_work(self) -> bool:
         return self.start_iter < self.total_iter and not self.tests.is_out_of_patience
+
+    def _final_iter(self) -> int:
+        """The iteration of final_model.pth, 0 if there is none. Collective."""
+        return self._dist.on_main(lambda: int(self._experiment.model("final_model.pth")["iter"]))
 
     def _probe(self) -> None:
         """Look at a batch, the network, the loss and every test before hours of training lead to them."""

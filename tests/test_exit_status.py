@@ -369,6 +369,16 @@ def test_a_quarantine_that_takes_nothing_is_2(new_run: NewRun, num_ranks: int) -
     assert "Traceback" not in "".join(ended.outputs)
 
 
+def test_a_quarantine_that_takes_no_model_is_2(new_run: NewRun) -> None:
+    run = new_run()
+    assert run.launch("--set", "train.total_iter=4", num_ranks=2).status == 0
+    (run.models / "quarantine").write_text("no folder")
+    ended = run.launch("--set", "train.G_lossfn_weight=2", num_ranks=2)  # the best is another one then
+    assert ended.statuses == [2, 2]
+    assert f"{run.models}: cannot be resumed from" in ended.output
+    assert "Traceback" not in "".join(ended.outputs)
+
+
 def test_a_refused_launch_does_not_forget_what_is_committed(new_run: NewRun) -> None:
     run = new_run()
     assert run.launch("--set", "train.total_iter=4").status == 0

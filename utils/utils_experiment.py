@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ from utils.utils_snapshot import BackgroundWriter
 from utils.utils_state_file import load_state, write_model
 
 logger = logging.getLogger("longhaul")
+
+T = TypeVar("T")
 
 _SUBFOLDERS = ("models", "options", "images", "tb")
 
@@ -107,15 +109,7 @@ class Experiment:
                 logger.info("A launch would resume from %s if the set of iteration %d verifies.", path, iteration)
             return None
 
-        def find() -> ResumePoint | None:
-            try:
-                return self._find_resume_point(parts)
-            except OSError as error:
-                raise UserError(
-                    f"{self.models}: cannot be resumed from ({error}); mend that, and launch again"
-                ) from error
-
-        return self._dist.on_main(find)
+        return self._on_main_disk(lambda: self._find_resume_point(parts))
 
     def changes(self) -> list[str]:
         """What differs from the launch before, as "key: old -> new": options, and the commit of the code."""
@@ -192,9 +186,9 @@ class Experiment:
         return content if is_ours else {"iter": 0}
 
     def set_aside_model(self, name: str, reason: str) -> None:
-        """Move models/<name> to quarantine/, if it is there."""
-        if self._dist.is_main and not self.is_dry_run:
-            self._checkpoints.set_aside(name, reason)
+        """Move models/<name> to quarantine/, if it is there. Collective."""
+        if not self.is_dry_run:
+            self._on_main_disk(lambda: self._checkpoints.set_aside(name, reason))
 
     def finish(self, state: str) -> None:
         """Wait for the saves, and have status.json say how the launch ended: DONE, PREEMPTED or FAILED.
@@ -204,6 +198,19 @@ class Experiment:
         self._writer.retry()
         self._end_status("FAILED" if self._writer.failed else state)
         self._has_finished = True
+
+    def _on_main_disk(self, function: Callable[[], T]) -> T:
+        """Call `function` on rank 0; what its disk refuses is a UserError everywhere. Collective."""
+
+        def call() -> T:
+            try:
+                return function()
+            except OSError as error:
+                raise UserError(
+                    f"{self.models}: cannot be resumed from ({error}); mend that, and launch again"
+                ) from error
+
+        return self._dist.on_main(call)
 
     def _find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
         resume = self._checkpoints.find_resume_point(parts, self._began_at)
