@@ -232,7 +232,7 @@ class Mixup:
         if not target.is_floating_point():
             if self.num_classes is None:
                 raise UserError("mixup: the data set has class ids as targets and does not name its classes")
-            target = F.one_hot(target, self.num_classes).float()
+            target = F.one_hot(target.long(), self.num_classes).float()
         weight = upload(self._weights(positions, seed), images.device)
         return {**batch, "input": _mix(images, weight), "target": _mix(target, weight)}
 

@@ -269,8 +269,10 @@ class Longs(Bytes):
         return {**super().resident(), "target": torch.arange(NUM_SAMPLES)}
 
 
-def test_class_ids_of_one_byte_are_class_ids(launch: Launch, tmp_path: Path) -> None:
-    metrics = {"val__metrics": ["accuracy", "confusion_matrix"]}
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_class_ids_of_one_byte_are_class_ids(launch: Launch, tmp_path: Path, is_mixed: bool) -> None:
+    mixed = {"datasets__train__transforms": [{"type": "mixup", "alpha": 0.5}]}
+    metrics = {"val__metrics": ["accuracy", "confusion_matrix"], **(mixed if is_mixed else {})}
     assert launch("bytes", data=Bytes, net=Wide, **metrics) == launch("longs", data=Longs, net=Wide, **metrics) == 0
     found = [torch.load(tmp_path / task / "models" / "final_model.pth")["metrics"] for task in ("bytes", "longs")]
     assert found[0] == found[1]
