@@ -1,6 +1,7 @@
 """What feeds the model: batches of an open data set on this rank's device, in training and in a test."""
 
 import atexit
+import functools
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ class TestLoader:
         if not len(samples):
             return None
         dataset = _Samples(self.source, seed=0)
-        raw = torch.utils.data.default_collate([dataset[int(sample), int(sample)] for sample in samples])
+        raw = _collated(self.source.name, [dataset[int(sample), int(sample)] for sample in samples])
         return {**self._pipeline(_on_device(raw, self._dist.device), samples), "index": samples}
 
 
@@ -188,6 +189,22 @@ class _Samples:
             raise UserError(f"datasets.{self._source.name}: sample {index} cannot be read: {error}") from error
 
 
+def _collated(name: str, samples: list[Batch]) -> Batch:
+    """The samples of `datasets.<name>` as one batch. UserError if they differ in shape."""
+    try:
+        return torch.utils.data.default_collate(samples)
+    except RuntimeError as error:  # also where there is no room in shared memory
+        for key in ("input", "target"):
+            shapes = {tuple(np.shape(sample[key])): sample.get("name", "a sample") for sample in samples}
+            if len(shapes) > 1:
+                found = " and ".join(f"{list(shape)} in {example}" for shape, example in [*shapes.items()][:2])
+                raise UserError(
+                    f"datasets.{name}: the {key} is {found}, and a batch needs samples of one shape; crop, pad or "
+                    "resize them in the data set"
+                ) from error
+        raise
+
+
 def _fetch_streamed(
     source: DataSource, drawn: Iterable[tuple[Indices, Indices]], dist: Dist, seed: int
 ) -> Iterator[Batch]:
@@ -196,6 +213,7 @@ def _fetch_streamed(
         _Samples(source, seed),  # type: ignore[arg-type]  # what it has is all that DataLoader uses of a Dataset
         batch_sampler=(np.stack(pair, axis=1).tolist() for pair in drawn),
         num_workers=num_workers,
+        collate_fn=functools.partial(_collated, source.name),
         worker_init_fn=ignore_stop_signals,
         pin_memory=dist.device.type == "cuda",
         generator=torch.Generator().manual_seed(0),  # iter(loader) otherwise draws from the global generator

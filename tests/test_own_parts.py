@@ -1,5 +1,6 @@
 """What a user's own network, loss, schedule or data set may do, and what it is told that it may not."""
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -378,6 +379,22 @@ class UnreadableTest(Unreadable):
 
 def test_a_test_sample_that_cannot_be_read_is_named(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
     assert "  datasets.test: sample 5 cannot be read" in refused(launch, capsys, data=UnreadableTest)
+
+
+class OddOnesAreShorter(Numbers):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        return {**sample, "input": sample["input"][: 64 - index % 2]}
+
+
+def test_samples_that_fit_no_batch_are_refused(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = re.search(
+        r"datasets\.train: the input is \[6(\d)\] in (\d+) and \[6(\d)\] in (\d+), and a batch needs samples of one",
+        refused(launch, capsys, data=OddOnesAreShorter),
+    )
+    assert found is not None
+    lengths = {int(found[2]) % 2: found[1], int(found[4]) % 2: found[3]}
+    assert lengths == {0: "4", 1: "3"}
 
 
 class InPlace:
