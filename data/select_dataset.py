@@ -206,7 +206,7 @@ def _check(source: DataSource) -> None:
     dataset, who = source.dataset, f"datasets.{source.name}: {source.options.dataset_type}"
     if not isinstance(fingerprint := getattr(dataset, "fingerprint", None), str):
         raise UserError(f"{who} has the fingerprint {fingerprint!r}; it must be a text that identifies its samples")
-    _check_view(source, who)
+    _check_sample(source, who)
     if not isinstance(dataset, ResidentDataset):
         return
     tensors = dataset.resident()
@@ -224,11 +224,15 @@ def _check(source: DataSource) -> None:
                             f"{source.num_classes - 1}")  # fmt: skip
 
 
-def _check_view(source: DataSource, who: str) -> None:
-    """UserError for targets that are not one class each, where the view of classes would show them."""
+def _check_sample(source: DataSource, who: str) -> None:
+    """UserError for samples of another form, and for targets that the view of classes could not show."""
+    sample: object = source.dataset[0]
+    if not isinstance(sample, Mapping) or not sample.keys() >= {"input", "target"}:
+        found = f"a dict of {sorted(sample)}" if isinstance(sample, Mapping) else f"a {type(sample).__name__}"
+        raise UserError(f'{who} gives {found} for a sample; it must give {{"input": ..., "target": ..., "name": ...}}')
     if not source.class_names or hasattr(source.dataset, "view"):
         return
-    if shape := tuple(np.shape(source.dataset[0].get("target", ()))):
+    if shape := tuple(np.shape(sample["target"])):
         raise UserError(
             f"{who} has class_names and targets of the shape {shape}, and would be shown as one class a sample; make "
             'them class ids without a dimension, or give the data set a view: "plain", or one of your own in VIEWS '

@@ -280,6 +280,21 @@ def test_class_ids_of_one_byte_are_class_ids(launch: Launch, tmp_path: Path, is_
     assert len(found[0]["confusion_matrix"]) == 24
 
 
+class Tuples(Numbers):
+    def __getitem__(self, index: int) -> Any:
+        return tuple(super().__getitem__(index).values())
+
+
+class Labelled(Numbers):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        return {"image": sample["input"], "label": sample["target"]}
+
+
+class TupleOfNumbers(Tuples):
+    class_names = ()
+
+
 class FromOne(Resident):
     def resident(self) -> dict[str, Any]:
         return {"input": self._input, "target": self._target + 1}
@@ -303,6 +318,9 @@ class Arrays(Resident):
 @pytest.mark.parametrize(
     ("data", "named"),
     [
+        (Tuples, 'datasets.train: own gives a tuple for a sample; it must give {"input": ..., "target": ...,'),
+        (TupleOfNumbers, "datasets.train: own gives a tuple for a sample"),
+        (Labelled, "datasets.train: own gives a dict of ['image', 'label'] for a sample; it must give"),
         (FromOne, "targets from 1 to 3, and 3 classes are 0 to 2"),
         (Nameless, "resident() has no 'target'; it must give 'input' and 'target'"),
         (TooShort, "resident()['input'] is 20 rows; it must be a tensor of 24 rows"),
