@@ -239,6 +239,15 @@ def test_two_launches_within_a_second_save_two_option_files(make: Callable[..., 
     assert len(list((experiment.folder / "options").glob("my run_*.json"))) == 3
 
 
+def test_a_launch_comes_after_those_before_it_whatever_the_clock_says(make: Callable[..., Experiment]) -> None:
+    with make(train__G_optimizer_lr=0.5) as experiment:
+        utils_option.save(experiment.opt, experiment.folder / "options" / "another_991231_235959.json")
+    for lr, change in ((0.25, "0.5 -> 0.25"), (0.125, "0.25 -> 0.125"), (0.5, "0.125 -> 0.5")):
+        with make(train__G_optimizer_lr=lr) as experiment:
+            assert experiment.changes() == [f"train.G_optimizer_lr: {change}"]
+            experiment.save_options()
+
+
 def test_changes_are_those_since_the_last_launch_that_trained(make: Callable[..., Experiment]) -> None:
     with make() as experiment:
         assert experiment.changes() == []

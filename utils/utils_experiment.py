@@ -27,7 +27,7 @@ from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_failpoint import reached
 from utils.utils_file import TEMPORARY_NAME, atomic_write, code_version, make_folder, project_path
-from utils.utils_history import read_status, saved_options
+from utils.utils_history import read_status, saved_options, stamp_of_launch
 from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
@@ -126,13 +126,9 @@ class Experiment:
         """Write options/<stem>_<time>.json, which reproduces this launch."""
         if not self._dist.is_main or self.is_dry_run:
             return
-        stamp = f"{self._option_file.stem}_{datetime.datetime.now():%y%m%d_%H%M%S}"
-        path, number = self.folder / "options" / f"{stamp}.json", 1
         try:
-            while path.exists():  # two launches within a second
-                number += 1
-                path = path.with_name(f"{stamp}_{number}.json")
-            utils_option.save(self.opt, path)
+            name = f"{self._option_file.stem}_{stamp_of_launch(self.folder)}.json"
+            utils_option.save(self.opt, self.folder / "options" / name)
         except OSError as error:  # a full disk must not end a run that could still finish
             logger.error("The options of this launch could not be written: %s", error)
 

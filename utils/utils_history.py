@@ -84,6 +84,16 @@ def saved_options(folder: Path) -> list[Path]:
     return sorted(files, key=_launched)
 
 
+def stamp_of_launch(folder: Path) -> str:
+    """The time of this launch, for the name of its options, which come after all that are there.
+
+    Two launches may come within a second, or a clock may have been set back, as each autumn.
+    """
+    now = f"{datetime.datetime.now():%y%m%d_%H%M%S}"
+    newest, number = max(map(_launched, saved_options(folder)), default=("", 0))
+    return now if now > newest else f"{newest}_{number + 1}"
+
+
 def _launched(path: Path) -> tuple[str, int]:
     """The time in the name, and the number within that second: those of the files themselves do not survive a copy."""
     if stamp := re.fullmatch(r".*_(\d{6}_\d{6})(?:_(\d+))?", path.stem):  # the last: the file may be of another launch
