@@ -224,6 +224,26 @@ def test_a_success_of_one_kind_does_not_clear_the_failure_of_another(writer: Bac
     assert not writer.failed
 
 
+def test_a_save_that_failed_is_tried_again_once(writer: BackgroundWriter) -> None:
+    """Saves of two other kinds come while it is."""
+    go, tried = threading.Event(), []
+
+    def fail_at_first(_copied: Any) -> None:
+        tried.append(KIND)
+        if len(tried) == 1:
+            raise OSError("full")
+        go.wait(10)
+
+    writer.save(KIND, {}, fail_at_first)
+    writer.wait()
+    for kind in ("best_model.pth", "final_model.pth"):
+        writer.save(kind, {}, lambda _copied: None)
+    go.set()
+    writer.wait()
+    assert len(tried) == 2
+    assert not writer.failed
+
+
 def test_a_save_that_fails_leaves_the_set_before(tmp_path: Path, writer: BackgroundWriter) -> None:
     checkpoints = CheckpointFolder(tmp_path)
 

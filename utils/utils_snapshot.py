@@ -190,13 +190,12 @@ class BackgroundWriter:
         self._pending[kind] = self._thread.submit(self._write, kind, write)
 
     def _submit_failed(self) -> None:
-        for kind, write in list(self._failed.items()):
-            self._submit(kind, write)
+        for kind in list(self._failed):
+            self._submit(kind, self._failed.pop(kind))
 
     def _write(self, kind: str, write: Callable[[], None]) -> None:
         try:
             write()
-            self._failed.pop(kind, None)
         except Exception as error:  # a failed save must never end a run that is training well
             self._failed[kind] = write
             logger.error("The %s could not be saved: %s: %s", kind, type(error).__name__, error)
