@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,8 +147,7 @@ class CheckpointFolder:
         manifests = list_manifests(self.folder)
         self._report_mismatch(parts)
         if not manifests:
-            if began_at is not None:
-                self._quarantine_cut_off(began_at)
+            self._quarantine_uncommitted(math.inf, began_at)
             return self._find_without_manifest(parts)
         for iteration in sorted(manifests, reverse=True):
             try:
@@ -156,9 +156,7 @@ class CheckpointFolder:
                 logger.error("The set of iteration %d is damaged and is passed over: %s", iteration, error)
                 self._quarantine(iteration)
                 continue
-            self._quarantine_newer_than(iteration)
-            if began_at is not None:
-                self._quarantine_cut_off(began_at)
+            self._quarantine_uncommitted(iteration, began_at)
             files = {part: self.folder / record.name for part, record in manifest.files.items() if part in parts}
             return ResumePoint(manifest.iteration, files, manifest)
         raise UserError(
@@ -243,18 +241,17 @@ class CheckpointFolder:
     def _find_without_manifest(self, parts: Sequence[str]) -> ResumePoint | None:
         found = {part: list_parts(self.folder, part) for part in parts}
         complete = set.intersection(*(set(files) for files in found.values()))
-        for candidates in (complete, set(found["G"]) - complete):
-            for iteration in sorted(candidates, reverse=True):
-                files = {part: found[part][iteration] for part in parts if iteration in found[part]}
-                try:
-                    for path in files.values():
-                        load_state(path)
-                except DamagedFileError as error:
-                    logger.error("Iteration %d is passed over: %s", iteration, error)
-                    continue
-                logger.warning("%s has no manifests (KAIR's own?): resuming from iteration %d by file names.",
-                               self.folder, iteration)  # fmt: skip
-                return ResumePoint(iteration, files, None)
+        for iteration in sorted(found["G"], key=lambda each: (each in complete, each), reverse=True):
+            files = {part: found[part][iteration] for part in parts if iteration in found[part]}
+            try:
+                for path in files.values():
+                    load_state(path)
+            except DamagedFileError as error:
+                logger.error("Iteration %d is passed over: %s", iteration, error)
+                continue
+            logger.warning("%s has no manifests (KAIR's own?): resuming from iteration %d by file names.",
+                           self.folder, iteration)  # fmt: skip
+            return ResumePoint(iteration, files, None)
         if found["G"]:
             raise UserError(
                 f"{self.folder}: of {len(found['G'])} iterations none can be read; restore them from a backup, or move "
@@ -268,19 +265,16 @@ class CheckpointFolder:
         for part in PARTS:
             self._move_to_quarantine(self.folder / set_file_name(iteration, part))
 
-    def _quarantine_newer_than(self, newest: int) -> None:
-        """Set aside parts beyond the newest set: a kill came between their renames and the commit."""
-        for part in PARTS:
-            for iteration, path in list_parts(self.folder, part).items():
-                if iteration > newest:
-                    self.set_aside(path.name, "was never committed")
+    def _quarantine_uncommitted(self, newest: float, began_at: int | None) -> None:
+        """Set aside parts beyond the newest set, and parts of ours without a manifest.
 
-    def _quarantine_cut_off(self, began_at: int) -> None:
-        """Set aside parts of ours without a manifest: a kill came in their first commit, or while they were removed."""
-        kept = list_manifests(self.folder)
+        A kill came between their renames and the commit, or while their set was being removed.
+        """
+        committed = list_manifests(self.folder)
         for part in PARTS:
             for iteration, path in list_parts(self.folder, part).items():
-                if iteration > began_at and iteration not in kept and not has_crc(path):
+                is_stray = iteration not in committed and began_at is not None and iteration > began_at
+                if iteration > newest or (is_stray and not has_crc(path)):
                     self.set_aside(path.name, "is of no committed set")
 
     def set_aside(self, name: str, reason: str) -> None:
