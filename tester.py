@@ -50,7 +50,8 @@ class Tester:
             judge = f"{opt.val.best_mode} {_best_metric(opt)} of {sources['test'].fingerprint}"
             self.progress = saved.now_judged_by(judge)
         self._is_judged_anew = self.progress.best_iter != saved.best_iter
-        self.has_lost_best = dist.on_main(self._has_lost_best)
+        # One of a later iteration comes again, or is set aside.
+        self.has_lost_best = self.progress.best_iter > experiment.model_iter("best_model.pth")
         if self.has_lost_best:
             lost = f"{self.progress.best_iter:,}"
             logger.warning(
@@ -101,10 +102,6 @@ class Tester:
             return
         logger.warning("The best model is chosen anew from here.")
         self._experiment.set_aside_model("best_model.pth", reason)
-
-    def best_model_is_of(self, iteration: int) -> bool:
-        """Whether best_model.pth is of this iteration."""
-        return self._dist.on_main(lambda: bool(self._experiment.model("best_model.pth")["iter"] == iteration))
 
     def run(self, current_iter: int) -> None:
         """Test on every test data set; then "test" may give a new best model. Raises NonFiniteLossError."""
@@ -187,10 +184,6 @@ class Tester:
         if numbers:
             shown = (f"{spoken(name)}: {with_unit(name, value)}" for name, value in numbers.items())
             logger.info("  %s", ", ".join(shown))
-
-    def _has_lost_best(self) -> bool:
-        """Whether the best model so far is not there; one of a later iteration comes again, or is set aside."""
-        return bool(self.progress.best_iter > self._experiment.model("best_model.pth")["iter"])
 
     def _define_pictures(self) -> BestModelPictures | None:
         if "test" not in self._sources:

@@ -77,7 +77,9 @@ class Trainer:
         self._saved_iter = self.start_iter
         # An earlier launch ended the run and wrote everything.
         self._was_finished = (
-            not self._has_work and not self.tests.has_lost_best and self._final_iter() == self.start_iter
+            not self._has_work
+            and not self.tests.has_lost_best
+            and experiment.model_iter("final_model.pth") == self.start_iter
         )
 
     def is_due(self, every: int | str, current_iter: int) -> bool:
@@ -103,7 +105,7 @@ class Trainer:
         self._print_start_block(guarantee)
         if self._resume and self._has_work:
             self.tests.set_stale_best_aside(self.start_iter, is_exact=guarantee.startswith("EXACT"))
-        if self._has_work and self._final_iter() > self.start_iter:
+        if self._has_work and self._experiment.model_iter("final_model.pth") > self.start_iter:
             # Killed when that set is committed, the run would look finished to the next launch.
             self._experiment.set_aside_model("final_model.pth", "is of an iteration that will be trained again")
         self._warn_of_other_counts()
@@ -118,7 +120,8 @@ class Trainer:
         is_pending = self.start_iter > self.tests.progress.last_test_iter and not self._was_finished
         # A set that was saved before its test ran, maybe with another checkpoint_test, does not know how good it is.
         if is_pending and (
-            self.is_due(self.opt.train.checkpoint_test, self.start_iter) or self.tests.best_model_is_of(self.start_iter)
+            self.is_due(self.opt.train.checkpoint_test, self.start_iter)
+            or self._experiment.model_iter("best_model.pth") == self.start_iter
         ):
             self.tests.run(self.start_iter)
         if self._has_work and not self._stop.signal_number:
@@ -171,10 +174,6 @@ class Trainer:
     @property
     def _has_work(self) -> bool:
         return self.start_iter < self.total_iter and not self.tests.is_out_of_patience
-
-    def _final_iter(self) -> int:
-        """The iteration of final_model.pth, 0 if there is none. Collective."""
-        return self._dist.on_main(lambda: int(self._experiment.model("final_model.pth")["iter"]))
 
     def _probe(self) -> None:
         """Look at a batch, the network, the loss and every test before hours of training lead to them."""

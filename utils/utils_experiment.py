@@ -181,6 +181,10 @@ class Experiment:
         is_ours = isinstance(content, Mapping) and isinstance(content.get("iter"), int)
         return content if is_ours else {"iter": 0}
 
+    def model_iter(self, name: str) -> int:
+        """The iteration of models/<name>, the same on every rank; 0 if there is none of ours. Collective."""
+        return self._dist.on_main(lambda: int(self.model(name)["iter"]))
+
     def set_aside_model(self, name: str, reason: str) -> None:
         """Move models/<name> to quarantine/, if it is there. Collective."""
         if not self.is_dry_run:
