@@ -10,7 +10,7 @@ from data.face_canvas import Camera, light, photograph
 from data.face_parts import Expression, Look, sketch_face
 from data.fer2013_faces import EMOTIONS, SPLITS, Split
 from utils.utils_error import check_whole_number
-from utils.utils_file import atomic_write
+from utils.utils_file import atomic_write, make_room_for
 
 DRAWING_VERSION = 1  # raise it when a pixel changes: it is part of the file name, so no stale file is reused
 MAX_FACES = 1_000_000
@@ -157,7 +157,7 @@ def write_synthetic_faces(
     if path.is_file():
         return path
     logger.info("drawing %s synthetic faces into %s", f"{sum(counts.values()):,}", path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_room_for(path)
     with atomic_write(path) as file:
         file.write(b"emotion,pixels,Usage\n")
         for usage, num_faces in zip(SPLITS, counts.values(), strict=True):

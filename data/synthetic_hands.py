@@ -15,7 +15,7 @@ from data.hand_canvas import IMAGE_SIZE, Surface, hand_cones, ray_cast
 from data.hand_photo import draw_light, draw_tints, green_screen, photograph, scene, shade
 from data.hand_skeleton import Vectors, draw_skeleton, turn_x, turn_y, turn_z
 from utils.utils_error import check_whole_number
-from utils.utils_file import fsync_directory, fsync_tree, temporary_path
+from utils.utils_file import fsync_directory, fsync_tree, make_room_for, temporary_path
 
 DRAWING_VERSION = 1  # raise it when a pixel or a joint changes: it is part of the folder's name
 PARTS = ("training", "evaluation")
@@ -85,7 +85,7 @@ def write_synthetic_hands(folder: Path, num_training: int = 1_500, num_evaluatio
         return path
     num_images = num_training * len(VERSIONS) + num_evaluation
     logger.info("drawing %s images of synthetic hands into %s", f"{num_images:,}", path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_room_for(path)
     temporary = temporary_path(path)
     try:
         for part, num_hands in zip(PARTS, (num_training, num_evaluation), strict=True):

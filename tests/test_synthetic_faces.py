@@ -1,6 +1,7 @@
 """The synthetic faces: a function of (seed, usage, index), in FER2013's form, neither trivial nor hopeless."""
 
 import csv
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,15 @@ def test_an_interrupted_drawing_leaves_no_file(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         write_synthetic_faces(tmp_path, **FEW)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_killed_in_drawing_days_ago_is_removed(tmp_path: Path) -> None:
+    path = write_synthetic_faces(tmp_path, **FEW)
+    left = path.with_name(f".{path.name}.4711-0a1b.tmp")
+    path.rename(left)
+    os.utime(left, (0, 0))
+    write_synthetic_faces(tmp_path, **FEW)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

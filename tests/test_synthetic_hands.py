@@ -141,6 +141,9 @@ def test_what_a_killed_writer_left_is_no_data_set_and_in_nobodys_way(written: Pa
     left = tmp_path / f".{written.name}.4711-0a1b.tmp"
     (left / "training/rgb").mkdir(parents=True)
     (left / "training/rgb/half.jpg").write_bytes(b"half")
+    days_old = left.with_name(f".{written.name}.4712.tmp")
+    days_old.mkdir()
+    os.utime(days_old, (0, 0))
     assert content(write_synthetic_hands(tmp_path, **FEW)) == content(written)
     assert {path.name for path in tmp_path.iterdir()} == {written.name, left.name}
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -154,8 +155,7 @@ def write_cache(source: Path, name: str, write: Callable[[IO[bytes]], object]) -
     failures = []
     for path in cache_paths(source, name):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_stale_temporaries(path)
+            make_room_for(path)
             with atomic_write(path) as file:
                 write(file)
             return []
@@ -164,14 +164,18 @@ def write_cache(source: Path, name: str, write: Callable[[IO[bytes]], object]) -
     return failures
 
 
-def _remove_stale_temporaries(path: Path) -> None:
-    """Remove what killed writers of a cache have left; it has no lock, but nobody writes for a day."""
+def make_room_for(path: Path) -> None:
+    """Make the folder of a file or folder of derived data, and remove what killed writers of it have left there.
+
+    It has no lock, but nobody writes for a day.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     for entry in path.parent.iterdir():
         temporary = TEMPORARY_NAME.fullmatch(entry.name)
         if temporary and temporary["name"] == path.name:
             with contextlib.suppress(OSError):  # another launch was faster
                 if time.time() - entry.stat().st_mtime > 86_400:
-                    entry.unlink()
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 def code_version() -> str | None:
