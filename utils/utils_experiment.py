@@ -221,18 +221,22 @@ class Experiment:
             )  # fmt: skip
             for name in ("best_model.pth", "final_model.pth"):
                 self._checkpoints.set_aside(name, "is of a run that starts again from iteration 0")
-        self.last_committed_iter = resume.iteration if resume else 0
+        self._begin_launch(resume.iteration if resume else 0)
+        reached("resume point chosen", self.folder)
+        return resume
+
+    def _begin_launch(self, from_iter: int) -> None:
+        """From here on status.json tells of this launch."""
+        self.last_committed_iter = from_iter
         if self._began_at is None:
-            self._began_at = self.last_committed_iter
+            self._began_at = from_iter
         software = {"python": platform.python_version(), "system": platform.platform(), "code": code_version()}
         self._launch = {
             "launched": f"{datetime.datetime.now():%F %T}",
-            "from_iter": self.last_committed_iter,
+            "from_iter": from_iter,
             "machine": {**machine_record(self.opt, self._dist), **software},
         }
         self._write_status("RUNNING")
-        reached("resume point chosen", self.folder)
-        return resume
 
     def _code_changes(self) -> list[str]:
         before = self._earlier_launches[-1].get("machine", {}) if self._earlier_launches else {}
