@@ -103,11 +103,8 @@ class Trainer:
         self.model.losses.sum, self.model.losses.count = self._saved.loss_sum, self._saved.num_losses
         self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
-        if self._resume and self._has_work:
-            self.tests.set_stale_best_aside(self.start_iter, is_exact=guarantee.startswith("EXACT"))
-        if self._has_work and self._experiment.model_iter("final_model.pth") > self.start_iter:
-            # Killed when that set is committed, the run would look finished to the next launch.
-            self._experiment.set_aside_model("final_model.pth", "is of an iteration that will be trained again")
+        if self._has_work:
+            self._set_stale_models_aside(is_exact=guarantee.startswith("EXACT"))
         self._warn_of_other_counts()
         if self.opt.train.amp == "bf16" and trains_faster_in_bf16(self._dist.device) is False:
             name = device_name(self._dist.device)
@@ -203,6 +200,13 @@ class Trainer:
                 f"The run learned from real samples until iteration {self.start_iter}, and would go on with "
                 f"{self._synthetic}. Bring the data back, or name their place in datasets.train.dataroot"
             )
+
+    def _set_stale_models_aside(self, is_exact: bool) -> None:
+        if self._resume:
+            self.tests.set_stale_best_aside(self.start_iter, is_exact)
+        # Killed when the set of that iteration is committed, the run would look finished to the next launch.
+        if self._experiment.model_iter("final_model.pth") > self.start_iter:
+            self._experiment.set_aside_model("final_model.pth", "is of an iteration that will be trained again")
 
     def _warn_of_other_counts(self) -> None:
         """The iterations behind are not recounted when a batch or the data has another size."""
