@@ -20,8 +20,8 @@ FIXED_COLUMNS = (*KEYS, "lr", "G_loss", "images_per_s")
 _POINT = re.compile(r"[+-]?\d+\.\d+(e[+-]?\d+)?", re.IGNORECASE)
 _COMMA = re.compile(r"[+-]?\d+,\d+(e[+-]?\d+)?", re.IGNORECASE)
 
-Table = list[list[str]]
-"""Cells by row, all rows of one length; the first names the columns."""
+Cells = list[list[str]]
+"""Text by row and column, all rows of one length; the first names the columns."""
 
 logger = logging.getLogger("longhaul")
 
@@ -80,7 +80,7 @@ class MetricsFile:
             self._path, ", ".join(KEYS), aside.name,
         )  # fmt: skip
 
-    def _write(self, table: Table) -> None:
+    def _write(self, table: Cells) -> None:
         with atomic_write(self._path, "w") as file:
             file.write(_text(table))
         self._columns = table[0]
@@ -121,7 +121,7 @@ def _content(path: Path) -> bytes:
     return path.read_bytes() if path.is_file() else b""
 
 
-def _table(content: bytes) -> Table:
+def _table(content: bytes) -> Cells:
     """What the file says, in whichever form; empty where its first row does not name the keys.
 
     Spreadsheets save with a byte order mark or in another encoding, with semicolons or tabs, with decimal commas.
@@ -142,7 +142,7 @@ def _table(content: bytes) -> Table:
     return []
 
 
-def _with_points(table: Table) -> Table:
+def _with_points(table: Cells) -> Cells:
     """Decimal commas become points, but not where a number of ours has a point: there they group thousands."""
     ours = [position for position, name in enumerate(table[0]) if name in FIXED_COLUMNS]
     if any(_POINT.fullmatch(row[position]) for row in table for position in ours if position < len(row)):
@@ -150,13 +150,13 @@ def _with_points(table: Table) -> Table:
     return [[cell.replace(",", ".") if _COMMA.fullmatch(cell) else cell for cell in row] for row in table]
 
 
-def _padded(table: Table) -> Table:
+def _padded(table: Cells) -> Cells:
     """A cell beyond the columns gets one without a name, so that no later column takes it in."""
     width = max(map(len, table))
     return [row + [""] * (width - len(row)) for row in table]
 
 
-def _text(table: Table) -> str:
+def _text(table: Cells) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(table)
     return text.getvalue()
