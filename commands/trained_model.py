@@ -46,8 +46,8 @@ class TrainedModel:
     `recorded_split` of datasets.test; empty if it measured none. synthetic: what stood in for missing data, in words.
     is_of_real_data: whether the file says that it learned from real samples. experiment: the folder of its run; None
     for a file that was taken out of it. fingerprint: of the data that `recorded` was measured on, device: that it was
-    measured with; None if the file does not say. weights: of the same moment as all this, because a run that goes on
-    replaces its best model.
+    measured with; None if the file does not say. option_file: what the options are from, None if from the file itself.
+    weights: of the same moment as all this, because a run that goes on replaces its best model.
     """
 
     path: Path
@@ -64,6 +64,7 @@ class TrainedModel:
     fingerprint: str | None = None
     device: str | None = None
     input_dtype: str | None = None
+    option_file: Path | None = None
     weights: Any = dataclasses.field(default=None, repr=False)
 
     def load(self, dist: Dist) -> ModelPlain:
@@ -75,7 +76,8 @@ class TrainedModel:
     def reads(self) -> list[Path]:
         """The files and folders that it is made of or tested on; no output may take their place."""
         roots = [project_path(each.dataroot) for each in self.opt.datasets.values() if each.dataroot]
-        return [self.path, *roots, *([self.experiment / "options"] if self.experiment else [])]
+        options = [*([self.experiment / "options"] if self.experiment else []), self.option_file]
+        return [self.path, *roots, *(each for each in options if each)]
 
     def view(self) -> View:
         """What is shown of its task."""
@@ -199,7 +201,7 @@ def _self_contained(
         recorded=metrics, recorded_split=recorded_split, synthetic=content.get("synthetic"),
         is_of_real_data=content.get("synthetic", "") is None, experiment=experiment,
         fingerprint=content.get("fingerprint"), device=_tested_on(content.get("machine", {}), content.get("device")),
-        weights=content["model_state_dict"],
+        option_file=option_file, weights=content["model_state_dict"],
     )  # fmt: skip
 
 
@@ -227,6 +229,7 @@ def _part_of_a_set(
         file, opt, iteration=iteration, epoch=epoch, class_names=tuple(_class_of_data(opt, "class_names") or ()),
         input_shape=_input_shape(opt), recorded=recorded, recorded_split=split, synthetic=None,
         is_of_real_data=is_of_real_data, experiment=experiment, fingerprint=fingerprint, device=device,
+        option_file=option_file,
     )  # fmt: skip
 
 

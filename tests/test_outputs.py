@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -54,6 +55,17 @@ def test_no_output_replaces_what_a_run_needs(
         assert command(*arguments) == 2, arguments
         assert "is needed as it is, and would be overwritten" in capsys.readouterr().err
         assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["best_model.pth", "60_E.pth"])
+def test_the_option_file_that_is_given_is_not_replaced(
+    trained: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str
+) -> None:
+    given = Path(shutil.copy(next((trained.parent / "options").iterdir()), tmp_path / "mine.json"))
+    before = given.read_bytes()
+    assert command("verify", trained / name, "-opt", given, "--json", given) == 2
+    assert "is needed as it is, and would be overwritten" in capsys.readouterr().err
+    assert given.read_bytes() == before
 
 
 def test_two_outputs_of_one_name_and_a_folder_are_refused(
