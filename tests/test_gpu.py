@@ -108,7 +108,9 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield seen
 
 
-@pytest.mark.parametrize(("optimizer", "accumulation", "resident"), [("sgd", 1, True), ("adamw", 2, False)])
+@pytest.mark.parametrize(
+    ("optimizer", "accumulation", "resident"), [("sgd", 1, True), ("adamw", 2, False), ("muon", 1, True)]
+)
 def test_no_iteration_waits_for_the_device(
     tmp_path: Path, watched: list[int], optimizer: str, accumulation: int, resident: bool
 ) -> None:
