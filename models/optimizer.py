@@ -35,9 +35,15 @@ def sgd(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
 
 def muon(groups: Groups, train: TrainOptions) -> torch.optim.Optimizer:
     """Muon (Jordan et al., 2024) for kernels and matrices but the first and the last, AdamW for everything else."""
-    return Muon(
+    optimizer = Muon(
         groups, train.G_optimizer_lr, train.G_optimizer_betas, train.G_optimizer_momentum, train.G_optimizer_nesterov
     )
+    if not any(group["is_orthogonal"] for group in optimizer.param_groups):
+        logger.warning(
+            "train.G_optimizer_type: muon finds no matrix and no kernel of a 2-D or 3-D convolution between the first "
+            "and the last of netG: AdamW moves everything, as with adamw."
+        )
+    return optimizer
 
 
 OPTIMIZERS = Table("optimizer", {"adam": adam, "adamw": adamw, "muon": muon, "sgd": sgd})

@@ -115,6 +115,19 @@ def test_an_orthogonalized_matrix_keeps_its_singular_vectors(shape: tuple[int, i
     assert before.max() / before.min() > 2, "it was orthogonal before"
 
 
+def test_a_network_without_hidden_matrices_is_named(logged: pytest.LogCaptureFixture) -> None:
+    define_optimizer(Parts(), options())
+    assert messages(logged.records) == ""
+    series = nn.Sequential(nn.Linear(4, 4), nn.Conv1d(4, 4, 3), nn.Linear(4, 2))
+    optimizer = define_optimizer(series, options())
+    assert not hidden_of(series, optimizer)
+    assert "muon finds no matrix and no kernel" in messages(logged.records, logging.WARNING)
+    with_gradients(series, 0)
+    before = weights(series)
+    optimizer.step()
+    assert not torch.equal(weights(series), before)
+
+
 def test_a_gradient_of_zeros_moves_nothing() -> None:
     assert torch.equal(orthogonalized(torch.zeros(4, 9)), torch.zeros(4, 9))
 
