@@ -154,13 +154,17 @@ def _draw(trained: TrainedModel, measured: Measured, output: Path | None) -> Non
     """Write pictures and tables into the folder `output`, else into images/ of the experiment, if there is one."""
     view, result, found = measured.view, measured.result, measured.found
     if folder := output or (trained.experiment and trained.experiment / "images"):
-        folder.mkdir(parents=True, exist_ok=True)
-        title = f"{trained.path.name} on {found['data']}{measured.source.mark}"
-        for name, figure in view.figures(result, title).items():
+        figures = view.figures(result, f"{trained.path.name} on {found['data']}{measured.source.mark}")
+        tables = view.tables(result)
+        if figures or tables:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif output:
+            logger.warning("--output: this task has no pictures and no tables; nothing is written into %s.", output)
+        for name, figure in figures.items():
             path = folder / f"{_stem(trained, found)}_{name}.png"
             save_figure(figure, path)
             logger.info("Written: %s", path)
-        for name, rows in view.tables(result).items():
+        for name, rows in tables.items():
             path = folder / f"{_stem(trained, found)}_{name}.csv"
             with open(path, "w", newline="", encoding="utf-8") as file:
                 csv.writer(file, lineterminator="\n").writerows(rows)

@@ -93,9 +93,11 @@ def test_the_best_model_holds_what_tools_expect(experiment: Path) -> None:
 def test_verify_measures_what_the_evaluator_does(
     experiment: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert command("verify", experiment, "--json", tmp_path / "found.json") == 0
-    shown = capsys.readouterr().out
+    assert command("verify", experiment, "--json", tmp_path / "found.json", "--output", tmp_path / "out") == 0
+    shown, warned = capsys.readouterr()
     assert "the same" in shown
+    assert f"no pictures and no tables; nothing is written into {tmp_path / 'out'}" in warned
+    assert not (tmp_path / "out").exists()
     found = json.loads((tmp_path / "found.json").read_text())
     assert re.search(rf"mpjpe +{found['metrics']['mpjpe']:.3f} mm\n", shown)
     assert re.search(rf"pck_auc +{found['metrics']['pck_auc']:.4f}\n", shown)
