@@ -76,6 +76,27 @@ def test_a_syntax_error_is_shown_where_the_user_made_it(write: Any, text: str, p
     assert f"\n    {line}" in message
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": 1 "b": 2}', ":1:9: a comma is missing before this, or a bracket is not closed before it"),
+        ('{"a" 1}', ":1:6: a colon is missing before this"),
+        ("{'a': 1}", ":1:2: a key must stand here, in double quotes"),
+        ('{"a": True}', ':1:7: a value must stand here: a number, "text", true, false, null'),
+        ('{"a": "C:\\data"}', ":1:10: a \\ in a text is written \\\\; paths may have / instead"),
+        ('{"a": "C:\\users"}', ":1:11: a \\ in a text is written \\\\; paths may have / instead"),
+        ('{"a": {"b": 1}\n\n', ":1:15: the file ends here, and a bracket is not closed"),
+        ('{"a": 1}}', ":1:9: the options end before this; is there a closing bracket too many?"),
+        ('{\n# a comment\n"a": 1}', ":2:1: a comment in JSON begins with //"),
+        ('{"NaN": "NaN",\n "a": NaN}', ":2:7: NaN is not allowed; give a finite number or null"),
+        ('{"a": [1, -1e999]}', ":1:11: -1e999 is not allowed; it is too large for a number"),
+    ],
+)
+def test_a_mistake_in_json_is_said_in_plain_words(write: Any, text: str, reason: str) -> None:
+    path = write(text)
+    assert refusal(path).startswith(f"{path}{reason}")
+
+
 def test_an_open_comment_is_named(write: Any) -> None:
     assert "this comment has no closing */" in refusal(write('{ /* "a": 1 }'))
 
@@ -154,7 +175,14 @@ def test_yaml_anchors_and_merge_keys_become_copies(write: Any) -> None:
         ("a: 1\nb:\n\tc: 2\n", "3:1", "a tab; YAML is indented with spaces"),
         ("a: 1\na: 2\n", "2:1", '"a" is given twice'),
         ("a: {b: 1, c: 2, b: 3}\n", "1:17", '"b" is given twice'),
-        ("a: [1, 2\nb: 3\n", "2:", "expected"),
+        ("a: [1, 2\nb: 3\n", "2:2", "a comma is missing before this, or a bracket is not closed before it"),
+        ("a:\n b: x\n  c: 1\n", "3:4", "in this line or the one before, is the indentation different"),
+        ("a:\n  b: 1\n c: 2\n", "3:2", "this line is indented differently from its neighbours"),
+        ("a:1\nb: 2\n", "2:2", "a space missing after a colon"),
+        ("a:1\n\nb:\n  c: 2\n", "3:2", "a space missing after a colon"),
+        ("a:1 # one\nb: 2\n", "2:1", "write `key: value`, with a space after the colon"),
+        ('a: "C:\\data"\n', "1:8", "a \\ in a text is written \\\\"),
+        ('{\n  // one\n  "a": 1\n}\n', "3:6", "a JSON file with comments ends in .json"),
         ("a: 1\n 1: 2\n", "2:", ""),
         ("1: 2\n", "1:1", "a key must be text; quote it"),
         ("a: .nan\n", "1:4", ".nan is not allowed"),

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +14,34 @@ from utils.utils_error import UserError
 from utils.utils_option_yaml import load_yaml, plain_scalar
 
 COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/|/\*', re.DOTALL)
+NUMBER_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|-?[\w.+-]+')
 COMMA_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|(?<=[^\s\[{,:])(\s*),(?=\s*[}\]])')
+
+_ESCAPE = "a \\ in a text is written \\\\; paths may have / instead"
+_JSON_MISTAKES = {  # how json's messages begin, and the same for people
+    "Invalid control character": 'this text has no closing "',
+    "Unterminated string": 'this text has no closing "',
+    "Invalid \\": _ESCAPE,
+    "Expecting ',' delimiter": "a comma is missing before this, or a bracket is not closed before it",
+    "Expecting ':' delimiter": "a colon is missing before this",
+    "Expecting property name": "a key must stand here, in double quotes",
+    "Expecting value": 'a value must stand here: a number, "text", true, false, null, [...] or {...}',
+    "Extra data": "the options end before this; is there a closing bracket too many?",
+}
+_YAML_MISTAKES = {  # a part of PyYAML's messages, and the same for people
+    "'\\t'": "a tab; YAML is indented with spaces",
+    "mapping values are not allowed": "no colon may stand here; in this line or the one before, is the "
+    "indentation different, a space missing after a colon, or a text with a colon not in quotes?",
+    "expected '<document start>'": "a line before this has no key; write `key: value`, with a space after the colon",
+    "expected <block end>": "this line is indented differently from its neighbours, or belongs to nothing before it",
+    "could not find expected ':'": "a colon and a space are missing after a key; write `key: value`",
+    "expected ',' or": "a comma is missing before this, or a bracket is not closed before it",
+    "unknown escape character": _ESCAPE + ", or stand in single quotes",
+}
+
+
+class _NumberError(ValueError):
+    """A number that is not allowed: its text in the file, and the reason."""
 
 
 def read_option_file(path: str | Path) -> dict[str, Any]:
@@ -74,6 +101,12 @@ def _refuse(source: str, text: str, position: int, reason: str) -> NoReturn:
     raise UserError(f"{source}:{line}:{column + 1}: {reason}\n    {shown}\n    {' ' * column}^")
 
 
+def _plainly(message: str, mistakes: Mapping[str, str]) -> str:
+    """A parser's message in plain words, or as it is where it is not known."""
+    known = (words for part, words in mistakes.items() if part in message)
+    return next(known, message[:1].lower() + message[1:])
+
+
 def _parse_json(text: str, source: str) -> Any:
     cleaned = _without_comments(text, source)
     duplicates: list[tuple[dict[str, Any], str]] = []
@@ -91,9 +124,15 @@ def _parse_json(text: str, source: str) -> Any:
             cleaned, object_pairs_hook=mapping, parse_constant=_refuse_constant, parse_float=_finite_float
         )
     except json.JSONDecodeError as error:
-        unclosed = error.msg.startswith(("Invalid control character", "Unterminated string"))
-        reason = 'this text has no closing "' if unclosed else error.msg[:1].lower() + error.msg[1:]
-        _refuse(source, text, error.pos, reason)
+        if error.pos >= len(content := cleaned.rstrip()):
+            _refuse(source, text, len(content), "the file ends here, and a bracket is not closed")
+        if text[error.pos] == "#":
+            _refuse(source, text, error.pos, "a comment in JSON begins with //")
+        _refuse(source, text, error.pos, _plainly(error.msg, _JSON_MISTAKES))
+    except _NumberError as error:
+        number, reason = error.args
+        found = next(each for each in NUMBER_OR_STRING.finditer(cleaned) if each.group() == number)
+        _refuse(source, text, found.start(), reason)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     if twice := _paths_of(options, {id(section): key for section, key in duplicates}):
@@ -117,12 +156,12 @@ def _without_comments(text: str, source: str) -> str:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not allowed; give a finite number or null")
+    raise _NumberError(name, f"{name} is not allowed; give a finite number or null")
 
 
 def _finite_float(digits: str) -> float:
     if not math.isfinite(number := float(digits)):
-        raise ValueError(f"{digits} is not allowed; it is too large for a number")
+        raise _NumberError(digits, f"{digits} is not allowed; it is too large for a number")
     return number
 
 
@@ -142,9 +181,8 @@ def _parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         reason = "; ".join(part for part in (error.context, error.problem) if part)
-        if "'\\t'" in reason:
-            reason = "a tab; YAML is indented with spaces"
-        _refuse(source, text, mark.index if mark else 0, reason)
+        is_json = "; a JSON file with comments ends in .json" * text.lstrip().startswith(("{", "//"))
+        _refuse(source, text, mark.index if mark else 0, _plainly(reason, _YAML_MISTAKES) + is_json)
     except yaml.reader.ReaderError as error:
         _refuse(source, text, error.position, f"the character {text[error.position]!r} is not allowed in YAML")
     except KeyError as error:  # !!bool abc
