@@ -88,10 +88,10 @@ def test_of_a_union_the_branch_that_fits_best_is_explained() -> None:
 
     table = Table("transform", {"normalize": normalize})
     assert table.mistakes("t.type", "normalize", {"mean": [1, "2"]}) == [
-        't.mean.1: "2" is not allowed: must be a number'
+        't.mean.1: "2" is not allowed: must be a number; write it without quotes'
     ]
     assert table.mistakes("t.type", "normalize", {"mean": "2"}) == [
-        't.mean: "2" is not allowed: must be a number or a list'
+        't.mean: "2" is not allowed: must be a number or a list; write it without quotes'
     ]
 
 

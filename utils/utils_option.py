@@ -169,8 +169,8 @@ def _dataset_mistakes(options: dict[str, Any], tables: Mapping[str, Table]) -> I
         yield f"datasets.train.dataloader_batch_size: missing; {field.description}"
     for phase, dataset in datasets.items():
         if phase != "train" and not phase.startswith("test"):
-            near = nearest(phase, ["train", "test"])
-            yield f'datasets.{phase}: unknown data set{near}; the others are "test" and "test_<name>"'
+            near = nearest(phase, ["train", "test"]) or ";"
+            yield f'datasets.{phase}: unknown data set{near} known: "train", "test" and "test_<name>"'
         if not isinstance(dataset, dict):
             continue
         for where, section in ((phase, dataset), (f"{phase}.fallback", _mapping(dataset, "fallback"))):

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import json
+import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin
@@ -36,6 +37,9 @@ ALLOWED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "too_long": lambda limit: f"a list of at most {limit['max_length']}",
     "callable_type": lambda _: "a function, which an option file cannot give",
 }
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def shown(value: object) -> str:
@@ -83,7 +87,7 @@ def _sentence(
         known = [*_known_keys(model, path[:-1]), *also]
         few = f"known: {', '.join(known)}" if known else "none is known here: remove it"
         listed = few if len(known) <= 15 else "options/schema.json has the known ones"
-        return "unknown key" + (nearest(str(path[-1]), known) or f"; {listed}")
+        return "unknown key" + (_elsewhere(model, path) or nearest(str(path[-1]), known) or f"; {listed}")
     if kind == "missing" and not isinstance(value, list):
         misspelt = [key for key in _value_at(given, path[:-1]) if key not in _known_keys(model, path[:-1])]
         meaning = f"; {field.description}" if field and field.description else ""
@@ -95,8 +99,23 @@ def _sentence(
     allowed = list(dict.fromkeys(_allowed(detail) for detail in details))
     if field is not None and type(None) in get_args(field.annotation):
         allowed.append("null")
-    written = "; write it without point and exponent" if isinstance(value, float) and kind == "int_type" else ""
-    return f"{shown(value)} is not allowed: must be {' or '.join(allowed)}{written}"
+    return f"{shown(value)} is not allowed: must be {' or '.join(allowed)}{_how_to_write(value, details)}"
+
+
+def _how_to_write(value: Any, details: Sequence[ErrorDetails]) -> str:
+    """What else to say of a value that is the right one in another form; "" of any other."""
+    kinds = {detail["type"] for detail in details}
+    if isinstance(value, float) and "int_type" in kinds:
+        return "; write it without point and exponent"
+    is_number = isinstance(value, str) and _NUMBER.fullmatch(value) and kinds & {"int_type", "float_type"}
+    return "; write it without quotes" if is_number or (value in ("true", "false") and "bool_type" in kinds) else ""
+
+
+def _elsewhere(model: type[BaseModel], path: Path) -> str:
+    """The words about another section that has such a key, or "" if none has."""
+    sections = {name: _bare(field.annotation) for name, field in model.model_fields.items()}
+    has = [name for name, section in sections.items() if _is_model(section) and path[-1] in section.model_fields]
+    return f'; did you mean "{has[0]}.{path[-1]}"?' if has else ""
 
 
 def _allowed(detail: ErrorDetails) -> str:
