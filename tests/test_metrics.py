@@ -17,12 +17,14 @@ from sklearn import metrics as oracle
 import main_train
 from models.evaluate import evaluate
 from models.probe import probe_test, probe_training
+from tables import TABLES
 from tests import evaluate_on_ranks
 from tests.evaluate_on_ranks import METRIC_NAMES, NUM_CLASSES, SIZES
 from tests.helpers import free_port, write_options
 from utils.utils_error import UserError
 from utils.utils_metric_sums import Metric, sample_mean
 from utils.utils_metrics import METRICS
+from utils.utils_option import validate
 from utils.utils_pose import POSE_METRICS
 from utils.utils_table import Table
 
@@ -217,6 +219,22 @@ def test_a_best_metric_of_many_values_is_refused_before_training(monkeypatch: py
     model.opt = model.opt.model_copy(update={"val": val})
     with pytest.raises(UserError, match=r"val\.best_metric: precision_per_class has many values"):
         probe_test(model, batch, names, NUM_CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "better"), [("mpjpe", None, "min"), ("mae", "max", "min"), ("accuracy", "min", "max")]
+)
+def test_a_mode_that_would_keep_the_worst_model_is_refused(
+    tiny_options: Callable[..., dict[str, Any]], name: str, mode: str | None, better: str
+) -> None:
+    val = {"metrics": [name, "confidence"], "best_metric": name, **({"best_mode": mode} if mode else {})}
+    refused = f'val\\.best_mode: "{mode or "max"}" would keep the worst model, .*"{name}"; use "{better}"'
+    with pytest.raises(UserError, match=refused):
+        validate(tiny_options(val=val), tables=TABLES)
+    validate(tiny_options(val={**val, "best_mode": better}), tables=TABLES)
+    # Neither end is known to be the better one.
+    for mode in ("max", "min"):
+        validate(tiny_options(val={**val, "best_metric": "confidence", "best_mode": mode}), tables=TABLES)
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,7 @@ def test_what_the_view_of_classes_cannot_show_needs_another_one(
 def test_several_labels_are_shown_by_another_view(
     launch: Launch, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"val__metrics": ["mae"], "val__best_metric": "mae", "val__save_img": True}
+    options = {"val__metrics": ["mae"], "val__best_metric": "mae", "val__best_mode": "min", "val__save_img": True}
     assert launch(data=SeveralShownLabels, loss=nn.BCEWithLogitsLoss, **options) == 0
     assert "could not be written" not in (tmp_path / "own" / "train.log").read_text()
     assert command("verify", tmp_path / "own") == 0

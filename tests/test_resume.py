@@ -124,10 +124,11 @@ def test_a_test_that_is_cut_off_in_its_second_data_set_is_caught_up_on(new_run: 
 def test_a_best_model_that_no_set_knows_is_not_replaced_by_a_worse_one(new_run: NewRun) -> None:
     """The test that a stop cut off at the end was made up for after the set was saved; then the run is prolonged."""
     constant = {"train__G_scheduler_type": "MultiStepLR", "train__G_scheduler_milestones": [1000],
-                "train__G_optimizer_lr": 0.1, "train__E_decay": 0.0}  # fmt: skip
+                "train__G_optimizer_lr": 0.1, "train__E_decay": 0.0, "val__metrics": ["confidence"],
+                "val__best_metric": "confidence"}  # either mode is allowed with it  # fmt: skip
     whole = new_run(**constant, train__checkpoint_test=1)
     assert whole.launch().status == 0
-    found = {iteration: float(row["accuracy"]) for iteration, row in whole.rows("test").items()}
+    found = {iteration: float(row["confidence"]) for iteration, row in whole.rows("test").items()}
     assert len(set(found.values())) > 1
     best, mode = next((each, name) for name in ("max", "min") if found[each := _extreme(found, name)] != found[LAST])
     run = new_run(**constant, train__total_iter=best, train__checkpoint_test=100, val__best_mode=mode)

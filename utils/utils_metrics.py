@@ -1,6 +1,7 @@
 """METRICS: what a test computes."""
 
 from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
 
@@ -10,13 +11,26 @@ from utils.utils_pose import PCK_THRESHOLDS_MM, POSE_METRICS, check_joints, root
 from utils.utils_table import Table
 
 MetricValue = float | list[float] | list[list[float]]
+T = TypeVar("T", bound=Callable[..., Metric])
 
 
+def _best_is(mode: Literal["max", "min"]) -> Callable[[T], T]:
+    """Give a metric the `best_mode` that val.best_mode must have where it selects the best model."""
+
+    def mark(metric: T) -> T:
+        vars(metric)["best_mode"] = mode
+        return metric
+
+    return mark
+
+
+@_best_is("max")
 def accuracy(num_classes: int | None) -> Metric:
     """Fraction of samples whose largest logit is the right class."""
     return of_confusion(_classes(num_classes), lambda counts: counts.diagonal().sum() / counts.sum())
 
 
+@_best_is("max")
 def balanced_accuracy(num_classes: int | None) -> Metric:
     """Mean recall of the classes that occur."""
 
@@ -26,6 +40,7 @@ def balanced_accuracy(num_classes: int | None) -> Metric:
     return of_confusion(_classes(num_classes), value)
 
 
+@_best_is("max")
 def macro_f1(num_classes: int | None) -> Metric:
     """Mean over the classes of their F1 score."""
 
@@ -47,6 +62,7 @@ def confusion_matrix(num_classes: int | None) -> Metric:
     return of_confusion(_classes(num_classes), lambda counts: counts)
 
 
+@_best_is("min")
 def calibration_error(num_classes: int | None) -> Metric:
     """Expected calibration error, 15 bins (Guo et al., ICML 2017): by how much confidence and accuracy differ."""
     _classes(num_classes)
@@ -67,36 +83,43 @@ def confidence(num_classes: int | None) -> Metric:
     return sample_mean(lambda output, _target: _probabilities("confidence", output).amax(dim=1))
 
 
+@_best_is("min")
 def mae() -> Metric:
     """Mean absolute error over all elements."""
     return _element_mean(lambda output, target: (output - target).abs())
 
 
+@_best_is("min")
 def mse() -> Metric:
     """Mean squared error over all elements."""
     return _element_mean(lambda output, target: (output - target).square())
 
 
+@_best_is("min")
 def mpjpe() -> Metric:
     """Mean distance of joints (B, J, 3) from their truth in mm, both relative to joint 0, which is included."""
     return _of_poses("mpjpe")
 
 
+@_best_is("min")
 def pa_mpjpe() -> Metric:
     """The same in mm after a similarity transform of each prediction onto its truth, reflections excluded."""
     return _of_poses("pa_mpjpe")
 
 
+@_best_is("min")
 def avg_metric() -> Metric:
     """(mpjpe + pa_mpjpe) / 2, in mm."""
     return _of_poses("avg_metric")
 
 
+@_best_is("max")
 def pck_auc() -> Metric:
     """Area under the PCK curve of joints relative to joint 0, 0 to 50 mm, in [0, 1], as in FreiHAND's evaluation."""
     return _of_poses("pck_auc")
 
 
+@_best_is("max")
 def pa_pck_auc() -> Metric:
     """The same after the alignment of pa_mpjpe."""
     return _of_poses("pa_pck_auc")

@@ -13,7 +13,14 @@ from utils.utils_file import atomic_write
 from utils.utils_option_file import apply_overrides, read_option_file
 from utils.utils_option_kair import without_kair_keys
 from utils.utils_option_mistakes import explain, nearest
-from utils.utils_option_models import DatasetOptions, FallbackOptions, NetOptions, Options, TrainOptions
+from utils.utils_option_models import (
+    DatasetOptions,
+    FallbackOptions,
+    NetOptions,
+    Options,
+    TrainOptions,
+    ValOptions,
+)
 from utils.utils_option_schema import json_schema
 from utils.utils_table import Table
 
@@ -68,7 +75,7 @@ def validate(raw: Mapping[str, Any], source: str = "options", tables: Mapping[st
     except ValidationError as error:
         mistakes = explain(error, options, Options)
     mistakes += [*_section_mistakes(options), *_dataset_mistakes(options, tables or {})]
-    mistakes += _table_mistakes(options, tables or {})
+    mistakes += [*_best_mode_mistakes(options, tables or {}), *_table_mistakes(options, tables or {})]
     # a mistake in what a test data set inherits is reported where the user wrote it: in datasets.train
     mistakes = [line for line in dict.fromkeys(mistakes) if not line.startswith(inherited)]
     if mistakes or parsed is None:
@@ -155,6 +162,16 @@ def _section_mistakes(options: dict[str, Any]) -> Iterator[str]:
         yield 'path.pretrained_netT: model "plain" has no teacher; use "distill", or remove it'
     if path.get("pretrained_netE") and train.get("E_decay") == 0:
         yield "path.pretrained_netE: with train.E_decay 0 there is no netE; remove it, or give a decay"
+
+
+def _best_mode_mistakes(options: dict[str, Any], tables: Mapping[str, Table]) -> Iterator[str]:
+    val, metrics = _mapping(options, "val"), tables.get("metric")
+    name, mode = val.get("best_metric"), val.get("best_mode", ValOptions.model_fields["best_mode"].default)
+    better = (
+        getattr(metrics[name], "best_mode", mode) if metrics and isinstance(name, str) and name in metrics else mode
+    )
+    if mode in ("max", "min") and mode != better:
+        yield f'val.best_mode: "{mode}" would keep the worst model, because best_metric is "{name}"; use "{better}"'
 
 
 def _dataset_mistakes(options: dict[str, Any], tables: Mapping[str, Table]) -> Iterator[str]:
