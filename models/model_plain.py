@@ -230,6 +230,9 @@ class ModelPlain(ModelBase):
             given = {"G": path.pretrained_netG, "E": path.pretrained_netE}
             files = {part: project_path(file) for part, file in given.items() if file}
         self.dist.same_on_machines(lambda: {f"{part} ({file.name})": _hash(file) for part, file in files.items()})
+        for part, file in files.items():
+            if resume is None and not file.exists():
+                raise UserError(f"path.pretrained_net{part}: {file}: no such file; give a file of weights, or null")
         if "G" in files:
             load_network(self.netG, files["G"], train.G_param_strict, advice=_loosely("G"))
         if self.netE is not None:

@@ -808,7 +808,9 @@ def test_strictness_of_G_and_E_are_two_options(tmp_path: Path, trained: ModelPla
 
 
 def test_a_missing_pretrained_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere\.pth: no such file"):
+    with pytest.raises(
+        UserError, match=r"^path\.pretrained_netG: .*nowhere\.pth: no such file; give a file of weights"
+    ):
         load_pretrained(tmp_path / "nowhere.pth")
 
 
