@@ -18,6 +18,7 @@ import main_test
 import main_train
 import models.learning_rate
 import models.loss
+import models.optimizer
 import models.select_model
 import models.select_network
 import utils.utils_metrics
@@ -41,6 +42,7 @@ TABLES: dict[str, Table] = {
     "LOSSES": models.loss.LOSSES,
     "METRICS": utils.utils_metrics.METRICS,
     "TRANSFORMS": data.transforms.TRANSFORMS,
+    "OPTIMIZERS": models.optimizer.OPTIMIZERS,
     "SCHEDULES": models.learning_rate.SCHEDULES,
     "MODELS": models.select_model.MODELS,
 }
@@ -188,7 +190,7 @@ def _options_with_examples(folder: Path) -> dict[str, Any]:
         train={
             "G_lossfn_type": "focal",
             "G_lossfn_args": {"gamma": 1.5},
-            "G_optimizer_type": "sgd",
+            "G_optimizer_type": "rmsprop",
             "G_optimizer_lr": 0.1,
             "G_scheduler_type": "Linear",
             "total_iter": 4,
