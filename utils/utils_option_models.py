@@ -237,7 +237,8 @@ class ValOptions(Section):
         default="max", validate_default=True, description="whether the best value is the largest or the smallest"
     )
     save_img: bool = Field(
-        default=True, description="draw curves, result and samples of each best model to images/, in 2 % of the time"
+        default=True,
+        description="draw curves, result and samples of each best model to images/, in at most 2 % of the time",
     )
 
     @field_validator("best_metric")
