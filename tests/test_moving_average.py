@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.moving_average import MovingAverage
 
@@ -146,6 +148,37 @@ def test_a_parameter_that_is_given_other_memory_is_followed() -> None:
         moving.update(DECAY)
         expected = {name: averaged(expected[name], value) for name, value in values(source).items()}
         assert_equal(values(average), expected)
+
+
+class Counting(TorchDispatchMode):
+    """Counts what torch is asked to compute, however many tensors one call is for."""
+
+    num_calls = 0
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_calls += not func.is_view  # detach() computes nothing
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("may_move", [True, False])
+def test_many_tensors_take_as_many_calls_as_a_few(may_move: bool) -> None:
+    """Also where they stay in memory of their own, because somebody else holds it."""
+
+    def calls(num_layers: int) -> int:
+        source = nn.Sequential(*(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)) for _ in range(num_layers)))
+        held = [] if may_move else [parameter.detach() for parameter in source.parameters()]
+        moving = MovingAverage(copy.deepcopy(source), source)
+        moving.update(DECAY)
+        assert all(map(shares_memory, held, source.parameters()))
+        with Counting() as counting:
+            moving.update(DECAY)
+        return counting.num_calls
+
+    assert 0 < calls(1) == calls(30) <= 4
+
+
+def shares_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.data_ptr() == second.data_ptr()
 
 
 def values(net: nn.Module) -> dict[str, np.ndarray]:
