@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,22 @@ def test_what_a_data_set_draws_depends_on_the_seed_and_the_position_alone() -> N
     assert torch.equal(augmented(3, num_workers=1), whole[3:])
     assert torch.equal(augmented(0, num_workers=0, num_ranks=2), whole)
     assert not torch.equal(augmented(0, num_workers=0, seed=1), whole)
+
+
+class TellingTheProcess(Augmenting):
+    """Samples that tell the process which made them."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input": torch.tensor([os.getpid()]), "target": index, "name": str(index)}
+
+
+def test_the_end_of_an_epoch_starts_no_workers_anew() -> None:
+    options = DatasetOptions(dataset_type="fer2013", resident=False, dataloader_num_workers=2)
+    each = DataSource("train", TellingTheProcess(), options, None)
+    batches = define_train_loader(each, stream(each, Dist()), Dist(), 0, 0)
+    pids = torch.cat([batch["input"].flatten() for _, [batch] in itertools.islice(batches, 8)])  # of 20 / 8 an epoch
+    assert os.getpid() not in pids
+    assert len(pids.unique()) == 2
 
 
 def test_a_data_set_that_draws_as_it_likes_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
