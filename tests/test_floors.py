@@ -131,7 +131,8 @@ def test_nothing_draws_from_the_global_generators() -> None:
     assert set(drawing) <= {"utils/utils_seed.py"}, drawing
 
 
-def test_nothing_writes_cuda_visible_devices_or_seeds_by_free_text() -> None:
+def test_nothing_names_cuda_visible_devices() -> None:
+    """The launcher and the user own it."""
     for path, tree in TREES.items():
         strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
         assert "CUDA_VISIBLE_DEVICES" not in strings, path
