@@ -1,5 +1,6 @@
 """What a rank is given: its share of the cores, the buffers of rank 0 where training may read them, and gradients."""
 
+import contextlib
 import copy
 import functools
 import logging
@@ -7,6 +8,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from models import model_base, model_plain
 from models.model_base import ModelBase, has_own_buffers
 from models.model_plain import ModelPlain
 from tests.helpers import class_batch, free_port, messages, net_options, same_tensors
-from tests.run_helpers import PROJECT
+from tests.run_helpers import PROJECT, in_child
 from utils import utils_dist
 from utils.utils_dist import Dist, leave_process_group, process_group
 from utils.utils_error import UserError
@@ -318,6 +320,55 @@ def test_ranks_that_do_not_know_their_place_on_the_machine_are_refused(
     monkeypatch.delenv(missing)
     with pytest.raises(UserError, match=f"lacks {missing}: launch with torchrun"), process_group():
         pass
+
+
+def as_the_only_rank(port: int) -> None:
+    """What torchrun gives a process that it starts alone."""
+    given = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in given.items()}, MASTER_ADDR="127.0.0.1")
+
+
+def end_by_itself() -> None:
+    pass
+
+
+def end_by_an_error() -> None:
+    raise UserError("a wrong option")
+
+
+@pytest.mark.parametrize("end", [end_by_itself, end_by_an_error, leave_process_group])
+def test_no_rank_leaves_its_process_group_behind(end: Callable[[], None]) -> None:
+    """torch warns of one at the exit, and its threads may abort a rank whose run is finished."""
+
+    def run() -> None:
+        as_the_only_rank(free_port())
+        with contextlib.suppress(UserError), process_group(num_threads=1) as dist:
+            assert torch.distributed.is_initialized()
+            assert dist.control is not None
+            end()
+        assert not torch.distributed.is_initialized()
+
+    assert in_child(run) == 0
+
+
+def test_the_gpu_of_a_rank_is_the_one_that_its_launcher_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three ranks on the second machine, whose four GPUs are not all for them: rank % 4 is the first."""
+    given = {"RANK": 4, "WORLD_SIZE": 6, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 3, "MASTER_ADDR": "0", "MASTER_PORT": 1}
+    for name, value in given.items():
+        monkeypatch.setenv(name, str(value))
+    current: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 4)
+        patch.setattr(torch.cuda, "set_device", current.append)
+        backends: list[str] = []
+        patch.setattr(torch.distributed, "init_process_group", lambda backend, **_: backends.append(backend))
+        patch.setattr(torch.distributed, "new_group", lambda **_: None)
+        patch.setattr(torch.distributed, "get_rank", lambda: 4)
+        patch.setattr(torch.distributed, "get_world_size", lambda: 6)
+        with process_group(num_threads=1) as dist:
+            assert (dist.rank, dist.device) == (4, torch.device("cuda", 1))
+    assert (current, backends) == ([1], ["nccl"])
 
 
 @pytest.mark.parametrize(("backend", "is_destroyed"), [("gloo", True), ("nccl", False)])
