@@ -110,6 +110,8 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
                 torch.manual_seed(0)
                 net = define()
                 torch.save(trained(net, wrap(net), rank), folder / f"{name}_{way}_{rank}.pth")
+        (folder / f"first_{rank}.txt").write_text(str(dist.main_first(lambda: was_made(folder / "cache"))))
+        (folder / f"trace_{rank}.txt").write_text(trace_of_the_first_pass(dist, rank))
         (folder / f"refusal_{rank}.txt").write_text(refusal_of_half_used(dist, rank))
         (folder / f"warning_{rank}.txt").write_text(warning_of_clamping(dist, rank))
         # Dynamo's own backend needs no C++ compiler.
@@ -118,6 +120,23 @@ def run_rank(rank: int, port: int, folder: Path) -> None:
         for way in ("plain", "compiled"):
             model = ModelBase(net_options({"compile": way == "compiled"}), dist, 0)
             torch.save(kept_and_summed(model, rank), folder / f"gradients_{way}_{rank}.pth")
+
+
+def was_made(cache: Path) -> bool:
+    """Whether another rank has made it; this one does otherwise."""
+    is_there = cache.exists()
+    cache.touch()
+    return is_there
+
+
+def trace_of_the_first_pass(dist: Dist, rank: int) -> str:
+    """What the pass that orders DDP's buckets has changed."""
+    model = ModelPlain(net_options({"E_decay": 0.5}, dropout=0.2), dist, 0)
+    before = copy.deepcopy(model.state())
+    model.rebuild_buckets(lambda: [class_batch(rank)])
+    changed = [part for part in "GE" if not same_tensors(model.state()[part], before[part])]
+    gradients = [name for name, each in model.netG.named_parameters() if each.grad is not None]
+    return " ".join([*changed, *gradients, *map(str, model.optimizer.state)])
 
 
 def refusal_of_half_used(dist: Dist, rank: int) -> str:
@@ -193,6 +212,15 @@ def test_all_ranks_have_the_same_parameters(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("rank", range(NUM_RANKS))
+def test_the_pass_that_orders_the_buckets_leaves_no_trace(folder: Path, rank: int) -> None:
+    assert (folder / f"trace_{rank}.txt").read_text() == ""
+
+
+def test_the_first_rank_of_a_machine_goes_first_and_the_others_find_what_it_made(folder: Path) -> None:
+    assert [(folder / f"first_{rank}.txt").read_text() for rank in range(NUM_RANKS)] == ["False", "True"]
+
+
+@pytest.mark.parametrize("rank", range(NUM_RANKS))
 def test_parameters_that_take_no_part_in_the_loss_are_named(folder: Path, rank: int) -> None:
     refusal = (folder / f"refusal_{rank}.txt").read_text()
     assert "'idle.weight', 'idle.bias' took no part in the loss of the first batch" in refusal
@@ -238,6 +266,26 @@ def test_the_error_of_another_rank_is_everyones(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     with pytest.raises(UserError, match="a wrong sample"):
         Dist(world_size=2, control=control).together(lambda: None)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_rank_0_refuses_all_refuse(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    """The others wait for its answer: a refusal is one."""
+    sent: list[Any] = [None, "a damaged set"] if rank else []
+
+    def broadcast(outcome: list[Any], **_: Any) -> None:
+        sent[:] = outcome if rank == 0 else sent
+        outcome[:] = sent
+
+    def refuse() -> None:
+        assert rank == 0
+        raise UserError("a damaged set")
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    control: Any = object()
+    with pytest.raises(UserError, match="a damaged set"):
+        Dist(rank=rank, world_size=2, control=control).on_main(refuse)
+    assert sent == [None, "a damaged set"]
 
 
 @pytest.mark.parametrize(("option", "wanted"), [(None, 4), (3, 3)])
