@@ -327,7 +327,9 @@ def test_every_test_sample_is_drawn_once_by_one_rank(world_size: int, dataset: C
         rounds = list(loader)
         num_rounds.add(len(rounds))
         assert len(rounds) == loader.num_rounds
-        drawn += [name for batch in rounds if batch is not None for name in batch["name"]]
+        for batch in filter(None, rounds):
+            assert list(batch["name"]) == [f"image {number}" for number in batch["index"]]
+            drawn += batch["name"]
     assert len(num_rounds) == 1, "ranks that talk between rounds would fall out of step"
     assert sorted(drawn) == sorted(f"image {number}" for number in range(NUM_SAMPLES))
 
