@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 from models.model_base import compiled
 from tests.helpers import ONE_RANK
 from tests.run_helpers import in_child
+from utils import utils_signal
 from utils.utils_dist import Dist
 from utils.utils_signal import SAVE_FAILED, StopRequest, held_stop_signals, ignore_stop_signals, stop_signals
 
@@ -41,6 +43,16 @@ def test_a_signal_sets_a_flag_that_agreed_returns(number: int) -> None:
         assert stop.signal_number == number
         assert 0 < stop.seconds_since_signal < 60
         assert stop.agreed() == number
+
+
+def test_the_time_counts_from_the_first_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(monotonic=lambda: clock.now, now=100.0)
+    monkeypatch.setattr(utils_signal, "time", clock)
+    with StopRequest(ONE_RANK) as stop:
+        for clock.now in (100.0, 105.0):
+            send(signal.SIGTERM)
+        clock.now = 112.0
+        assert stop.seconds_since_signal == 12
 
 
 @pytest.mark.parametrize(("first", "expected"), [(None, SAVE_FAILED), (signal.SIGTERM, signal.SIGTERM)])
@@ -163,6 +175,7 @@ def test_a_worker_that_just_starts_survives_a_signal(is_held: bool, status: int)
         send(signal.SIGTERM)
         ignore_stop_signals()
         send(signal.SIGTERM)
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])  # a program that it starts can be stopped as any other
 
     worker = multiprocessing.get_context("fork").Process(target=work)
     with held_stop_signals() if is_held else contextlib.nullcontext():
