@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ def nested() -> dict[str, Any]:
     return {
         "weight": torch.arange(6.0).reshape(2, 3),
         "groups": [{"lr": 0.1, "params": [0, 1], "betas": (0.9, torch.tensor(0.5))}],
-        "progress": {"best": 0.5, "names": ["a"]},
+        "progress": {"best": 0.5, "names": ["a"], "seen": {1}},
     }
 
 
@@ -66,6 +67,7 @@ def mutate(state: dict[str, Any]) -> None:
     state["groups"].append({})
     state["progress"]["best"] = 0.9
     state["progress"]["names"].append("b")
+    state["progress"]["seen"].add(2)
     state["new"] = 1
 
 
@@ -193,6 +195,14 @@ def test_a_tensor_that_grows_gets_a_buffer_that_fits() -> None:
         assert torch.equal(snapshot.take([torch.arange(size)])[0], torch.arange(size))
 
 
+def test_a_tensor_that_becomes_another_type_is_copied_as_that() -> None:
+    snapshot = Snapshot()
+    for value in (torch.tensor([1, 2]), torch.tensor([0.5, 1.5]), torch.tensor([0.1, 0.2], dtype=torch.float64)):
+        (copied,) = snapshot.take([value])
+        assert copied.dtype == value.dtype
+        assert torch.equal(copied, value)
+
+
 def test_a_writer_that_raises_is_logged_and_training_goes_on(
     writer: BackgroundWriter, logged: pytest.LogCaptureFixture
 ) -> None:
@@ -209,6 +219,21 @@ def test_a_writer_that_raises_is_logged_and_training_goes_on(
     writer.save(KIND, {}, lambda _copied: None)
     writer.wait()
     assert not writer.failed
+
+
+def test_whoever_asks_is_told_of_each_save_that_fails() -> None:
+    told: list[bool] = []
+    writer = BackgroundWriter(lambda: told.append(True))
+    for may_fail, expected in ((False, 0), (True, 1), (False, 1)):
+
+        def write(_copied: Any, may_fail: bool = may_fail) -> None:
+            if may_fail:
+                raise OSError(28, "No space left on device")
+
+        writer.save(KIND, {}, write)
+        writer.wait()
+        assert len(told) == expected
+    writer.close()
 
 
 def test_a_success_of_one_kind_does_not_clear_the_failure_of_another(writer: BackgroundWriter) -> None:
@@ -265,11 +290,17 @@ def test_a_save_that_fails_leaves_the_set_before(tmp_path: Path, writer: Backgro
 
 
 def test_a_writer_slower_than_the_interval_makes_the_next_save_wait_and_say_so(
-    writer: BackgroundWriter, logged: pytest.LogCaptureFixture
+    writer: BackgroundWriter, logged: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, written = {"weight": torch.zeros(3)}, []
     go = save_while_writing_waits(writer, state, written)
-    threading.Timer(0.2, go.set).start()
+    wait = concurrent.futures.Future.result
+
+    def let_it_go_on_and_wait(future: Any, timeout: float | None = None) -> Any:
+        go.set()  # not before somebody waits
+        return wait(future, timeout)
+
+    monkeypatch.setattr(concurrent.futures.Future, "result", let_it_go_on_and_wait)
     state["weight"].fill_(1.0)
     writer.save(KIND, state, lambda copied: written.append(copy.deepcopy(copied)))
     assert len(written) >= 1  # the first had to end before its buffers were used again
@@ -277,7 +308,7 @@ def test_a_writer_slower_than_the_interval_makes_the_next_save_wait_and_say_so(
     assert [each["weight"].tolist() for each in written] == [[0.0] * 3, [1.0] * 3]
     warned = messages(logged.records, logging.WARNING)
     assert f"The next {KIND} was due before the last one was written" in warned
-    assert "waited 0." in warned
+    assert re.search(r"training waited \d+\.\d s", warned)
 
 
 def test_a_writer_that_keeps_up_says_nothing(writer: BackgroundWriter, logged: pytest.LogCaptureFixture) -> None:
