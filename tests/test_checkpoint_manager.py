@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,14 @@ def test_the_folder_stays_the_same_after_a_chdir(tmp_path: Path, monkeypatch: py
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert age(manager.load_latest_checkpoint()) == 1
+
+
+def test_a_folder_that_somebody_removed_is_made_again(tmp_path: Path) -> None:
+    manager = manager_with(tmp_path / "checkpoint", 1)
+    shutil.rmtree(tmp_path / "checkpoint")
+    assert manager.load_latest_checkpoint() is None
+    manager.save_epoch_checkpoint(state(2), 2)
+    assert latest(tmp_path / "checkpoint") == 2
 
 
 CONTAINERS = {
