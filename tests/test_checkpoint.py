@@ -31,7 +31,7 @@ from utils.utils_checkpoint import (
 )
 from utils.utils_error import UserError
 from utils.utils_file import TEMPORARY_NAME, sha256_of
-from utils.utils_state_file import DamagedFileError, check_finite, load_state, write_model
+from utils.utils_state_file import DamagedFileError, check_finite, load_state, write_model, write_state
 
 NUM_RENAMES = len(PARTS) + 1
 DAMAGES = {"flipped bit": flip_bit, "zero hole": punch_hole, "truncation": truncate, "missing file": Path.unlink}
@@ -481,10 +481,25 @@ def test_two_saves_of_one_state_are_byte_identical(tmp_path: Path) -> None:
         assert first.read_bytes() != third.read_bytes()
 
 
-def test_everything_committed_loads_with_weights_only_and_on_the_cpu(tmp_path: Path) -> None:
+def test_everything_committed_loads_with_weights_only(tmp_path: Path) -> None:
     commit(tmp_path, 4)
     for part in PARTS:
         assert _equal(torch.load(tmp_path / f"4_{part}.pth", weights_only=True), states(4)[part])
+
+
+@pytest.mark.parametrize("is_glance", [False, True])
+def test_a_file_of_a_gpu_is_loaded_onto_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_glance: bool
+) -> None:
+    """As KAIR saves them: else all ranks would load it onto the first GPU, and a machine without one not at all."""
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _storage: "cuda:0")
+        kair(tmp_path, 5, parts=("optimizerG",))
+    with pytest.raises(RuntimeError, match="CUDA"):  # control
+        torch.load(tmp_path / "5_optimizerG.pth", weights_only=True)
+    loaded = load_state(tmp_path / "5_optimizerG.pth", is_glance)
+    assert {tensor.device.type for tensor in loaded["state"][0].values()} == {"cpu"}
+    assert _equal(loaded, states(5)["optimizerG"])
 
 
 def test_loading_runs_nothing_that_a_file_holds(tmp_path: Path) -> None:
@@ -776,7 +791,9 @@ def test_only_files_without_a_manifest_carry_checksums(tmp_path: Path) -> None:
     torch.load(tmp_path / "best_model.pth", weights_only=True)  # control: torch does not notice
     with pytest.raises(DamagedFileError, match=r"best_model\.pth: damaged: the checksum of .* does not hold"):
         load_state(tmp_path / "best_model.pth")
-    assert torch.serialization.get_crc32_options()  # whoever else saves in this process gets them
+    with open(tmp_path / "part", "wb") as file:
+        write_state(file, "part", states(1)["G"], with_crc=False)
+    assert torch.serialization.get_crc32_options()  # whoever else saves on this thread gets them
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
