@@ -295,18 +295,6 @@ def test_all_tensors_land_on_the_device(tmp_path: Path) -> None:
             assert len(list(tensors_of(loaded))) == len(list(tensors_of(content))) > 20
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_files_of_a_gpu_hold_cpu_tensors_and_load_onto_it(tmp_path: Path) -> None:
-    content = {"parameter": torch.nn.Parameter(torch.randn(3, device="cuda")), "list": [torch.ones(2, device="cuda")]}
-    CheckpointManager(tmp_path, "cuda").save_epoch_checkpoint(content, 1)
-    plain = torch.load(tmp_path / epoch_name(1), weights_only=True)
-    assert {tensor.device.type for tensor in tensors_of(plain)} == {"cpu"}
-    loaded = CheckpointManager(tmp_path, "cuda").load_latest_checkpoint()
-    assert loaded is not None
-    assert {(tensor.device.type, tensor.is_leaf) for tensor in tensors_of(loaded)} == {("cuda", True)}
-    assert all(map(torch.equal, tensors_of(loaded), tensors_of(content)))
-
-
 def test_epochs_are_ordered_by_number(tmp_path: Path) -> None:
     manager = manager_with(tmp_path, 9, 10, 100, 11)
     for epoch in (9, 11):

@@ -6,6 +6,7 @@ wait on a GPU.
 """
 
 import contextlib
+import copy
 import json
 import subprocess
 import sys
@@ -19,15 +20,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import main_train
 from models.model_plain import ModelPlain
+from models.optimizer import define_optimizer, load_optimizer
 from models.select_network import NETWORKS
+from tests import test_optimizer, test_pose_metrics
 from tests.helpers import changed, tiny_csv, tiny_option_mapping, validated, write_options
 from tests.run_helpers import PARTS
 from trainer import Batch, Trainer
+from utils.checkpoint_manager import CheckpointManager
 from utils.utils_dist import process_group
 from utils.utils_file import PROJECT_FOLDER, sha256_of
+from utils.utils_pose import POSE_METRICS
 from utils.utils_seed import seed_global_generators
 from utils.utils_signal import StopRequest
 from utils.utils_snapshot import Snapshot
+from utils.utils_state_file import load_state
 
 # torch says so once a process, when it is asked to find whoever waits.
 pytestmark = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
@@ -232,6 +238,56 @@ def test_a_snapshot_is_of_its_moment_and_waits_for_nothing() -> None:
         assert all(torch.equal(copied[name], tensor) for name, tensor in expected.items())
         assert copied["large"].is_pinned()
         assert copied["filters"].stride() == state["filters"].stride()
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", test_optimizer.TYPES)
+def test_an_optimizer_goes_on_from_a_file_of_the_cpu(kind: str) -> None:
+    net = test_optimizer.small_net()
+    plain = test_optimizer.PLAIN[kind](net.parameters())
+    test_optimizer.steps(net, plain, 1, 3)
+    ours_net = copy.deepcopy(net).cuda()
+    ours = define_optimizer(ours_net, test_optimizer.options(kind))
+    load_optimizer(ours, test_optimizer.through_file(plain.state_dict()), ours_net)
+    for parameter in ours_net.parameters():
+        for value in ours.state[parameter].values():
+            assert value.device == parameter.device
+        parameter.grad = torch.ones_like(parameter)
+    ours.step()
+
+
+@needs_gpu
+def test_a_file_of_a_gpu_is_loaded_onto_the_cpu(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(3, device="cuda")}, tmp_path / "5_G.pth")
+    assert torch.load(tmp_path / "5_G.pth", weights_only=True)["weight"].is_cuda  # control
+    for is_glance in (False, True):
+        assert load_state(tmp_path / "5_G.pth", is_glance)["weight"].device.type == "cpu"
+
+
+@needs_gpu
+def test_files_of_a_manager_hold_cpu_tensors_and_load_onto_the_gpu(tmp_path: Path) -> None:
+    content = {"parameter": torch.nn.Parameter(torch.randn(3, device="cuda")), "other": torch.ones(2, device="cuda")}
+    CheckpointManager(tmp_path, "cuda").save_epoch_checkpoint(content, 1)
+    plain = torch.load(tmp_path / "checkpoint_epoch_1.pth", weights_only=True)
+    assert {tensor.device.type for tensor in plain.values()} == {"cpu"}
+    loaded = CheckpointManager(tmp_path, "cuda").load_latest_checkpoint()
+    assert loaded is not None
+    assert {(tensor.device.type, tensor.is_leaf) for tensor in loaded.values()} == {("cuda", True)}
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in content.items())
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", POSE_METRICS)
+def test_a_pose_metric_is_that_of_the_cpu(name: str) -> None:
+    target = test_pose_metrics.hands(50)
+    output = test_pose_metrics.moved(test_pose_metrics.noisy(target, 10))
+    output[3], output[4] = 0, target[4] * [-1, 1, 1]
+    on_cpu, on_gpu = (
+        POSE_METRICS[name](*(torch.from_numpy(each).to(device) for each in (output, target)))
+        for device in ("cpu", "cuda")
+    )
+    assert on_gpu.is_cuda
+    assert torch.allclose(on_gpu.cpu(), on_cpu, atol=1e-6)
 
 
 @needs_gpu

@@ -287,18 +287,6 @@ def test_arithmetic_is_in_float64(name: str, dtype: torch.dtype) -> None:
     assert torch.equal(POSE_METRICS[name](output, target), POSE_METRICS[name](output.double(), target.double()))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
-@pytest.mark.parametrize("name", NAMES)
-def test_on_a_gpu(name: str) -> None:
-    target = hands(50)
-    output = moved(noisy(target, 10))
-    output[3], output[4] = 0, target[4] * [-1, 1, 1]
-    on_cpu = POSE_METRICS[name](tensor(output), tensor(target))
-    on_gpu = POSE_METRICS[name](tensor(output).cuda(), tensor(target).cuda())
-    assert on_gpu.is_cuda
-    assert torch.allclose(on_gpu.cpu(), on_cpu, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("output", "target"),
     [((8, 7), (8,)), ((2, 21, 3), (2, 20, 3)), ((2, 21, 3), (1, 21, 3)), ((2, 21, 2), (2, 21, 2)), ((2, 0, 3),) * 2],
