@@ -40,6 +40,12 @@ def test_images_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     assert str(shape[1:]) in str(caught.value)
 
 
+def test_weights_suit_images_of_any_size() -> None:
+    small, large = built(**SMALL), built(**{**SMALL, "size": 64})
+    large.load_state_dict(small.state_dict())
+    assert large(random_images(2, 64)).shape == (2, 5, 3)
+
+
 def test_the_default_stays_below_10_mb() -> None:
     net = built()
     file = io.BytesIO()

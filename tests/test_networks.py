@@ -107,10 +107,13 @@ def test_channels_last_gives_the_same_output(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_state_is_flat_tensors_and_nothing_derived(name: str) -> None:
-    state = built(name).state_dict()
+    """A grid or a mask, which follows from the options, would not load at another size."""
+    net = built(name)
+    state = net.state_dict()
     assert all(isinstance(value, torch.Tensor) for value in state.values())
-    fresh = built(name)
-    assert not fresh.load_state_dict(state).missing_keys
+    learned = {parameter_name for parameter_name, _ in net.named_parameters()}
+    statistics = {"running_mean", "running_var", "num_batches_tracked"}
+    assert {each.rpartition(".")[2] for each in state.keys() - learned} <= statistics
 
 
 @pytest.mark.parametrize("name", ["fer.json", "fer_distill.json"])
