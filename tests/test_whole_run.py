@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def batches(data: Path) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         yield images[drawn], targets[drawn]
 
 
-def trained_by_hand(first: State, data: Path, mistake: str | None) -> tuple[State, State]:
+def trained_by_hand(first: State, data: Path, mistake: str | None) -> tuple[State, State, list[float]]:
+    """The network, its average, and the loss of each iteration."""
     net = define_G(NetOptions(**NETWORK))
     net.load_state_dict(first)
     average = copy.deepcopy(net)
@@ -86,19 +88,22 @@ def trained_by_hand(first: State, data: Path, mistake: str | None) -> tuple[Stat
             else:
                 averaged.copy_(value)
 
+    losses = []
     for current_iter, (images, targets) in enumerate(batches(data), start=1):
         if mistake != "the rate after the update":
             set_rate(current_iter)
         if mistake == "the average before the update":
             move_average(current_iter)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(net(images), targets).backward()
+        loss = nn.functional.cross_entropy(net(images), targets)
+        loss.backward()
+        losses.append(loss.item())
         optimizer.step()
         if mistake == "the rate after the update":
             set_rate(current_iter)
         if mistake != "the average before the update":
             move_average(current_iter)
-    return net.state_dict(), average.state_dict()
+    return net.state_dict(), average.state_dict(), losses
 
 
 @pytest.mark.parametrize(
@@ -111,3 +116,12 @@ def test_a_run_saves_what_a_loop_written_by_hand_has(
     by_hand = trained_by_hand(first, data, mistake)
     assert (same_tensors(netG, by_hand[0]) and same_tensors(netE, by_hand[1])) == (mistake is None)
     assert not same_tensors(netG, netE)
+
+
+def test_a_set_knows_the_losses_since_the_last_test(saved: tuple[State, State, State, Path]) -> None:
+    """Nothing is printed, and a resume must give the next test the same mean: it was after iteration 3."""
+    first, _, _, data = saved
+    losses = trained_by_hand(first, data, None)[2]
+    manifest = json.loads((data.parent / "tiny" / "models" / "4_manifest.json").read_text())
+    assert manifest["progress"]["num_losses"] == 1
+    assert manifest["progress"]["loss_sum"] == pytest.approx(losses[3], rel=1e-6)
