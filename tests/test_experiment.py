@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from tables import TABLES
 from tests.helpers import EDITED_STATUSES, ONE_RANK, changed, messages, tiny_option_mapping, validated, write_options
+from tests.test_lock import held_by_a_child
 from utils import utils_experiment, utils_option
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
@@ -339,6 +341,27 @@ def test_a_status_that_cannot_be_written_ends_no_run(
         save(experiment, 4)
         assert (experiment.models / "4_manifest.json").exists()
     assert "status.json could not be written" in messages(logged.records, logging.ERROR)
+
+
+def test_a_trainer_whose_folder_another_has_taken_writes_nothing_more(
+    make: Callable[..., Experiment], logged: pytest.LogCaptureFixture
+) -> None:
+    """Somebody removed its lock."""
+    with make() as experiment:
+        experiment.find_resume_point(PARTS)
+        save(experiment, 4)
+        (experiment.folder / ".lock").unlink()
+        with held_by_a_child(experiment.folder):
+            before = everything(experiment.models), (experiment.folder / "status.json").read_bytes()
+            states = {part: {"weight": torch.ones(1)} for part in PARTS}
+            experiment.save_set(8, 0, "periodic", Progress(), states, {"seed": 0}, MACHINE)
+            experiment.save_model("best_model.pth", {"iter": 8, "model_state_dict": {"weight": torch.ones(2)}})
+            experiment.finish("DONE")
+            assert experiment.save_failed
+    assert (everything(experiment.models), (experiment.folder / "status.json").read_bytes()) == before
+    errors = messages(logged.records, logging.ERROR)
+    for name in ("checkpoint set", "best_model.pth", "status.json"):
+        assert re.search(rf"{name} could not be (saved|written): .*another trainer", errors)
 
 
 def test_a_model_is_written_beside_the_sets(make: Callable[..., Experiment]) -> None:
