@@ -216,7 +216,7 @@ def test_a_best_metric_of_many_values_is_refused_before_training(monkeypatch: py
     names = ["accuracy", "precision_per_class"]
     probe_test(model, batch, names, NUM_CLASSES)
     val = model.opt.val.model_copy(update={"best_metric": "precision_per_class"})
-    model.opt = model.opt.model_copy(update={"val": val})
+    monkeypatch.setattr(model, "opt", model.opt.model_copy(update={"val": val}))
     with pytest.raises(UserError, match=r"val\.best_metric: precision_per_class has many values"):
         probe_test(model, batch, names, NUM_CLASSES)
 
