@@ -125,3 +125,14 @@ def test_a_set_knows_the_losses_since_the_last_test(saved: tuple[State, State, S
     manifest = json.loads((data.parent / "tiny" / "models" / "4_manifest.json").read_text())
     assert manifest["progress"]["num_losses"] == 1
     assert manifest["progress"]["loss_sum"] == pytest.approx(losses[3], rel=1e-6)
+
+
+def test_the_end_is_printed_tested_and_saved_whatever_the_intervals(saved: tuple[State, State, State, Path]) -> None:
+    first, _, _, data = saved
+    folder = data.parent / "tiny"
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = {(row["split"], int(row["iter"])): row for row in csv.DictReader(file)}
+    assert rows.keys() == {("train", NUM_ITERS), *(("test", iteration) for iteration in (3, 6, NUM_ITERS))}
+    losses = trained_by_hand(first, data, None)[2]
+    assert float(rows["train", NUM_ITERS]["G_loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
+    assert {path.name for path in (folder / "models").glob("*_manifest.json")} == {"4_manifest.json", "7_manifest.json"}
