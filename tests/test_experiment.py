@@ -19,6 +19,7 @@ from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
 from utils.utils_history import saved_options
 from utils.utils_progress import Progress
+from utils.utils_state_file import write_model
 
 PARTS = ("G", "optimizerG")
 MACHINE = {"ranks": 1}
@@ -341,6 +342,26 @@ def test_a_status_that_cannot_be_written_ends_no_run(
         save(experiment, 4)
         assert (experiment.models / "4_manifest.json").exists()
     assert "status.json could not be written" in messages(logged.records, logging.ERROR)
+
+
+@pytest.mark.parametrize(("num_failures", "state"), [(1, "DONE"), (2, "FAILED")])
+def test_what_no_other_save_comes_after_is_tried_again_at_the_end(
+    make: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch, num_failures: int, state: str
+) -> None:
+    failures = iter(range(num_failures))
+
+    def fail_at_first(path: Path, content: Any) -> None:
+        if next(failures, None) is not None:
+            raise OSError(28, "No space left on device")
+        write_model(path, content)
+
+    monkeypatch.setattr(utils_experiment, "write_model", fail_at_first)
+    with make() as experiment:
+        experiment.find_resume_point(PARTS)
+        experiment.save_model("final_model.pth", {"iter": 4})
+        experiment.finish("DONE")
+        assert (experiment.models / "final_model.pth").exists() == (state == "DONE")
+    assert status(experiment) == (state, 0)
 
 
 def test_a_trainer_whose_folder_another_has_taken_writes_nothing_more(
