@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from data.dataset_fer2013 import Fer2013
-from tests.fer2013_files import forbid_parsing, logged, random_faces, small_csv, user_cache, write_csv
+from tests.fer2013_files import forbid_parsing, random_faces, small_csv, user_cache, write_csv
+from utils.utils_file import PROJECT_FOLDER
 
-__all__ = ["logged", "user_cache"]  # fixtures
+__all__ = ["user_cache"]  # a fixture
 
 GOOD = " ".join(["7"] * 48 * 48)
 TRAINING = torch.tensor(random_faces(12)[np.arange(12) % 3 != 2])[:, None]  # what small_csv writes
@@ -151,7 +152,7 @@ def test_several_processes_build_at_once(tmp_path: Path) -> None:
     path = small_csv(tmp_path, 60)
     code = f"from data.dataset_fer2013 import Fer2013; print(Fer2013({path!r}, 'Training').fingerprint)"
     command = [sys.executable, "-W", "error", "-c", code]
-    launched = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    launched = [subprocess.Popen(command, cwd=PROJECT_FOLDER, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = [process.communicate(timeout=60)[0].strip() for process in launched]
     assert [process.returncode for process in launched] == [0, 0]
     assert set(printed) == {Fer2013(path, "Training").fingerprint}

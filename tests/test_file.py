@@ -70,7 +70,10 @@ def test_temporary_names_differ_between_processes_of_one_number() -> None:
         "import os; os.getpid = lambda: 1\n"
         "from pathlib import Path; from utils.utils_file import temporary_path; print(temporary_path(Path('x')))"
     )
-    said = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    said = [
+        subprocess.run([sys.executable, "-c", code], cwd=PROJECT_FOLDER, capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
     first, second = (TEMPORARY_NAME.fullmatch(each.stdout.strip()) for each in said)
     assert first
     assert second
