@@ -135,6 +135,7 @@ def test_a_stop_on_a_full_disk_is_1_and_the_older_sets_go_on(straight: Callable[
     assert_said(
         ended, "Stopped by SIGTERM, and iteration 7 could not be saved; the newest good set is that of iteration 4."
     )
+    assert "saved at iteration" not in ended.output
     assert ended.status == 1
     assert_whole(run, [4])
     assert run.launch().status == 0

@@ -276,14 +276,6 @@ def test_the_last_save_is_tried_twice(new_run: NewRun) -> None:
     assert run.committed() == [4, 8, 12]
 
 
-def test_a_save_that_fails_in_the_middle_is_logged_and_training_goes_on(new_run: NewRun) -> None:
-    run = new_run()
-    ended = run.launch(accidents=[{"place": "commit", "iter": 8, "fail": FULL}])
-    assert ended.status == 0
-    assert FULL in ended.output
-    assert run.committed() == [4, 12]
-
-
 def test_a_last_save_that_fails_is_1_and_the_next_launch_makes_up_for_it(new_run: NewRun) -> None:
     run, whole = new_run(), new_run("whole")
     assert run.launch(accidents=full(12)).status == 1
@@ -292,16 +284,6 @@ def test_a_last_save_that_fails_is_1_and_the_next_launch_makes_up_for_it(new_run
     assert run.launch().status == 0
     assert whole.launch().status == 0
     assert run.hashes(12) == whole.hashes(12)
-
-
-def test_a_stop_that_cannot_be_saved_is_1_and_claims_no_save(new_run: NewRun) -> None:
-    run = new_run()
-    ended = run.launch(accidents=[kill("step", 6, signal.SIGTERM), *full(6)])
-    assert ended.status == 1
-    assert FULL in ended.output
-    assert "saved at iteration 6" not in ended.output
-    assert run.status()["last_committed_iter"] == 4
-    assert run.launch().status == 0
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
