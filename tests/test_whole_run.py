@@ -3,7 +3,7 @@
 import copy
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +136,17 @@ def test_the_end_is_printed_tested_and_saved_whatever_the_intervals(saved: tuple
     losses = trained_by_hand(first, data, None)[2]
     assert float(rows["train", NUM_ITERS]["G_loss"]) == pytest.approx(np.mean(losses), rel=1e-6)
     assert {path.name for path in (folder / "models").glob("*_manifest.json")} == {"4_manifest.json", "7_manifest.json"}
+
+
+def test_an_epoch_as_an_interval_ends_with_its_last_sample(
+    tiny_options: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """Batches of 8 draw the last of 20 samples in iteration 3, and again, as their own last, in iteration 5."""
+    mapping = tiny_options(train__checkpoint_save="epoch", train__checkpoint_test="epoch", train__max_to_keep=0)
+    opt, option_file = validated(mapping), write_options(mapping, tmp_path / "options.json")
+    with process_group(opt.train.num_threads) as dist, StopRequest(dist) as stop:
+        assert main_train.train(opt, dist, stop, option_file, dry_run=False) == 0
+    folder = tmp_path / "experiments" / "tiny"
+    with open(folder / "metrics.csv", newline="") as file:
+        assert [int(row["iter"]) for row in csv.DictReader(file) if row["split"] == "test"] == [3, 5, 6]
+    assert sorted(path.name for path in (folder / "models").glob("*_G.pth")) == ["3_G.pth", "5_G.pth", "6_G.pth"]
