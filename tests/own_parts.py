@@ -71,7 +71,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launch:
         task: str = "own", data: type = Resident, net: type = Linear,
         loss: Callable[[], nn.Module] = nn.CrossEntropyLoss,
         schedule: Callable[[int, Any], Any] = lambda _iter, _train: 1.0,
-        metric: type | None = None, **more: Any,
+        metric: Callable[[], Any] | None = None, **more: Any,
     ) -> int:  # fmt: skip
         parts = [(DATASETS, data), (NETWORKS, net), (LOSSES, loss), (SCHEDULES, schedule)]
         for table, part in [*parts, *([(METRICS, metric)] if metric else [])]:

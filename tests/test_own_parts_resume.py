@@ -26,6 +26,7 @@ from models.model_plain import ModelPlain
 from models.optimizer import OPTIMIZERS
 from models.optimizer_torch import without_dynamo
 from tests.own_parts import LAST, NUM_CLASSES, Launch, Linear, Numbers, files, launch
+from utils.utils_metric_sums import Metric, sample_mean
 
 __all__ = ["launch"]  # a fixture
 
@@ -166,6 +167,24 @@ def test_a_network_that_changes_in_a_test_resumes_exactly_from_one(
     parts = ("G", "E", "optimizerG") if decay else ("G", "optimizerG")
     assert files(tmp_path / "parts", parts) == files(tmp_path / "whole", parts)
     assert rows_of_tests(tmp_path / "parts") == rows_of_tests(tmp_path / "whole")
+
+
+def test_a_test_that_is_made_again_gives_no_new_best_model(launch: Launch, tmp_path: Path) -> None:
+    """A kill came before final_model.pth was written; the best model is that of the last test already."""
+    calls = itertools.count(1)
+
+    def rising() -> Metric:
+        value = next(calls) / 100
+        return sample_mean(lambda _output, target: torch.full((len(target),), value))
+
+    models = tmp_path / "own" / "models"
+    assert launch(metric=rising, val__best_metric="own") == 0
+    best = (models / "best_model.pth").read_bytes()
+    assert torch.load(models / "best_model.pth")["iter"] == LAST
+    (models / "final_model.pth").unlink()
+    assert launch(metric=rising, val__best_metric="own") == 0
+    assert (models / "final_model.pth").exists()
+    assert (models / "best_model.pth").read_bytes() == best
 
 
 class OfManySizes(nn.Module):

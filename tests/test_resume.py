@@ -268,6 +268,7 @@ def test_a_stop_is_told_and_final_before_its_pictures_are_drawn(new_run: NewRun)
     assert ended.statuses == [-signal.SIGKILL]
     assert "Stopped by SIGTERM and saved at iteration 4" in ended.output
     assert "Stopped by SIGTERM and saved at iteration 4" in run.log()
+    assert "The test was cut off" not in run.log(), "none was due"
     assert run.status()["state"] == "PREEMPTED"
 
 
