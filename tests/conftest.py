@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide GPUs, unless tests/test_gpu.py is asked for by name: here runs have up to four ranks, each with a GPU."""
-    if not any("test_gpu" in str(each) for each in config.invocation_params.args):
+    if not any("test_gpu.py" in str(each) for each in config.invocation_params.args):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
