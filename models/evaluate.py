@@ -47,8 +47,7 @@ def evaluate(
     loss, count = model.dist.sum(torch.stack([loss_sum, loss_sum.new_tensor(num_samples)])).tolist()
     result: dict[str, MetricValue] = {"loss": loss / count}
     for name, metric in built.items():
-        value = metric.compute(model.dist.sum)
-        result[name] = value.item() if value.ndim == 0 else value.tolist()
+        result[name] = metric.compute(model.dist.sum).double().tolist()  # a count is a number like any other
     return result
 
 

@@ -47,6 +47,11 @@ def probe_test(model: ModelPlain, batch: Batch, metrics: Sequence[str], num_clas
             value: object = metric.compute()
             if not isinstance(value, torch.Tensor):
                 raise UserError(f"val.metrics: {name} computes a {type(value).__name__}, and must compute a tensor")
+            if value.ndim > 2 or not value.numel():
+                raise UserError(
+                    f"val.metrics: {name} computes values of the shape {tuple(value.shape)}, and can be a number, a "
+                    "list or a matrix"
+                )
             if value.ndim and name == model.opt.val.best_metric:
                 raise UserError(f"val.best_metric: {name} has many values, and the best model needs a single number")
 

@@ -492,6 +492,28 @@ class AsText:
         return "good"
 
 
+class AsCube(AsText):
+    def compute(self, _sum: Any = None) -> Any:
+        return torch.zeros(2, 3, 4)
+
+
+class AsNothing(AsText):
+    def compute(self, _sum: Any = None) -> Any:
+        return torch.zeros(0)
+
+
+class AsCount(AsText):
+    def compute(self, _sum: Any = None) -> Any:
+        return torch.tensor(7)
+
+
+def test_a_whole_number_of_a_metric_is_a_number_like_any_other(launch: Launch, tmp_path: Path) -> None:
+    """It may choose the best model, as in a count of errors."""
+    assert launch(metric=AsCount, val__best_metric="own", val__best_mode="min") == 0
+    best = torch.load(tmp_path / "own" / "models" / "best_model.pth")
+    assert repr(best["metrics"]["own"]) == "7.0"
+
+
 @pytest.mark.parametrize(
     ("parts", "named"),
     [
@@ -505,6 +527,8 @@ class AsText:
         ({"loss": AsNumber}, "own gives a loss that is a float"),
         ({"loss": Learned}, "own has parameters ('scale'), which nobody trains"),
         ({"metric": AsText}, "val.metrics: own computes a str"),
+        ({"metric": AsCube}, "val.metrics: own computes values of the shape (2, 3, 4), and can be a number, a list"),
+        ({"metric": AsNothing}, "val.metrics: own computes values of the shape (0,)"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_our_words(
