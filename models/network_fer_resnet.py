@@ -37,6 +37,8 @@ class FerResNet(nn.Module):
             raise ValueError(f"netG.widths: {list(widths)} must be one or more positive numbers")
         if len(widths) != len(depths) or min(depths) < 1:
             raise ValueError(f"netG.depths: {list(depths)} must be positive, one for each of the widths {list(widths)}")
+        if stem_stride < 1:
+            raise ValueError(f"netG.stem_stride: {stem_stride} must be positive")
         if squeeze < 0:
             raise ValueError(f"netG.squeeze: {squeeze} must be 0 (none) or a positive reduction, such as 4")
         if size < 1:

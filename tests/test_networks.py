@@ -228,6 +228,7 @@ def test_fer_vgg_takes_the_size_it_was_built_for() -> None:
         ("fer_resnet", {"widths": [8, 0], "depths": [1, 1]}, "netG.widths"),
         ("fer_resnet", {"widths": [8, -4], "depths": [1, 1]}, "netG.widths"),
         ("fer_resnet", {"dropout": 1.5}, "dropout"),
+        ("fer_resnet", {"stem_stride": 0}, "netG.stem_stride: 0 must be positive"),
         ("fer_resnet", {"squeeze": -1}, "netG.squeeze: -1"),
         ("fer_resnet", {"size": 0}, "netG.size: 0"),
         ("fer_vgg", {"hidden": -1}, "netG.hidden: -1"),
