@@ -73,6 +73,18 @@ def test_samples_are_those_of_the_data_set_with_these_outputs() -> None:
     assert outputs().choose(ClassificationView("ab"), Images(), 3, wrong=True) == {"a": [], "b": []}
 
 
+@pytest.mark.parametrize("named", [{}, {"name": 5}])
+def test_a_sample_without_a_name_is_shown_by_its_index(tmp_path: Path, named: dict[str, int]) -> None:
+    class Nameless(Images):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {"input": super().__getitem__(index)["input"], **named}
+
+    view = ClassificationView("ab")
+    chosen = outputs().choose(view, Nameless(), 1, wrong=False)
+    written = write_samples(view, {"a": chosen["a"]}, False, tmp_path)
+    assert [path.name for path in written] == ["right_1_5.png", "right.png"]
+
+
 @dataclasses.dataclass
 class Clock:
     now: float = 100.0

@@ -10,7 +10,7 @@ from views.view_base import Sample, View
 
 
 class RawSamples(Protocol):
-    """A data set: index -> {"input": (C, H, W), "name": str, ...}."""
+    """A data set: index -> {"input": (C, H, W), ...}, with "name": str if it names its samples."""
 
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
@@ -53,6 +53,8 @@ class TestOutputs:
         return {row: [self._sample(i, dataset, outputs, targets) for i in numbers] for row, numbers in chosen.items()}
 
     def _sample(self, number: int, dataset: RawSamples, outputs: torch.Tensor, targets: torch.Tensor) -> Sample:
-        raw = dataset[self._index[number]]
-        camera = getattr(dataset, "camera", lambda _: None)(self._index[number])
-        return Sample(raw["name"], torch.as_tensor(raw["input"]), targets[number], outputs[number], camera)
+        index = self._index[number]
+        raw = dataset[index]
+        camera = getattr(dataset, "camera", lambda _: None)(index)
+        name = str(raw.get("name", index))  # training does without
+        return Sample(name, torch.as_tensor(raw["input"]), targets[number], outputs[number], camera)
