@@ -148,7 +148,7 @@ class Tester:
     def draw_pictures(self, at_the_end: bool = False) -> None:
         """Draw the best model that has not been drawn yet; `at_the_end` also what shows the whole run."""
         if self._pictures and at_the_end:
-            self._pictures.finish(self.progress.best_iter)
+            self._pictures.finish(self.progress.best_iter or None)
         elif self._pictures:
             self._pictures.draw()
 

@@ -4,7 +4,7 @@ import json
 import math
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from sklearn import metrics as oracle
 
 import main_train
+import views.pictures
 from models.evaluate import evaluate
 from models.probe import probe_test, probe_training
 from tables import TABLES
 from tests import evaluate_on_ranks
 from tests.evaluate_on_ranks import METRIC_NAMES, NUM_CLASSES, SIZES
 from tests.helpers import free_port, write_options
+from utils.utils_curves import Panel, curves_figure
 from utils.utils_error import UserError
 from utils.utils_metric_sums import Metric, sample_mean
 from utils.utils_metrics import METRICS
@@ -244,6 +246,14 @@ def test_a_best_metric_that_is_no_number_is_said_once(
     tiny_options: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str], values: tuple[float, ...], warnings: int,
 ) -> None:  # fmt: skip
+    """And no sign in the curves stands for a best model that there is not."""
+    marked: list[int | None] = []
+
+    def figure(panels: Sequence[Panel], title: str, _interruptions: Any, best_iter: int | None) -> Any:
+        marked.append(best_iter)
+        return curves_figure(panels, title)
+
+    monkeypatch.setattr(views.pictures, "curves_figure", figure)
     given = iter([0.0, *values])  # before training it is asked for once
 
     def metric() -> Metric:
@@ -251,9 +261,10 @@ def test_a_best_metric_that_is_no_number_is_said_once(
         return sample_mean(lambda _output, target: torch.full((len(target),), value))
 
     monkeypatch.setattr(METRICS, "_entries", {**METRICS._entries, "accuracy": metric})
-    options = write_options(tiny_options(train__checkpoint_test=2), tmp_path / "tiny.json")
+    options = write_options(tiny_options(train__checkpoint_test=2, val__save_img=True), tmp_path / "tiny.json")
     monkeypatch.setattr(sys, "argv", ["main_train.py", "-opt", str(options)])
     assert main_train.main() == 0
+    assert (marked[-1] is None) == math.isnan(values[0])
     said = "val.best_metric: accuracy is not a number in this test, which cannot be the best."
     assert capsys.readouterr().err.count(said) == warnings
     assert (tmp_path / "experiments/tiny/models/best_model.pth").exists() == (not math.isnan(values[0]))
