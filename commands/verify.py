@@ -11,6 +11,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -199,7 +200,8 @@ def _are_the_data(trained: TrainedModel, source: DataSource) -> bool:
 
 def _stem(trained: TrainedModel, found: Mapping[str, Any]) -> str:
     marks = "_other_data" * found["is_other_data"] + "_tta" * found["test_time_average"]
-    return f"verify_{trained.path.stem}_{found['data'].replace(' ', '_')}{marks}"
+    data = re.sub(r"[ /\\]", "_", found["data"])  # a split may be a path
+    return f"verify_{trained.path.stem}_{data}{marks}"
 
 
 def _print(trained: TrainedModel, measured: Measured) -> None:

@@ -116,6 +116,12 @@ def test_a_table_is_not_said_to_want_a_view_which_would_not_help(
     assert "the inputs have the shape (64,), and only pictures can be drawn" in capsys.readouterr().err
 
 
+def test_a_split_that_is_a_path_names_files_all_the_same(train: Train, command: Command, tmp_path: Path) -> None:
+    assert command("verify", train("bytes"), "--split", "a/test", "--output", tmp_path / "out") == 0
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {f"verify_best_model_bars_a_test_confusion.{suffix}" for suffix in ("png", "csv")}
+
+
 def test_a_headline_says_that_there_is_more_of_an_output() -> None:
     assert View().headline(torch.arange(8.0)) == "0 1 2 3 4 5 6 7"
     assert View().headline(torch.arange(9.0).reshape(3, 3)) == "0 1 2 3 4 5 6 7 ..."
