@@ -198,7 +198,8 @@ def _state(history: History) -> str:
 def _summary(history: History, options: Mapping[str, Any]) -> dict[str, str]:
     last = max((series[-1][0] for columns in history.series.values() for series in columns.values()), default=0)
     train = options.get("train")
-    total = train.get("total_iter") if isinstance(train, dict) else None
+    # With total_epochs too, whichever ends first, and only the data know which.
+    total = train.get("total_iter") if isinstance(train, dict) and train.get("total_epochs") is None else None
     summary = {"iterations": f"{last:,}" + (f" of {total:,}" if isinstance(total, int) else "")}
     if history.launches:
         resumes = len(history.interruptions)

@@ -77,6 +77,19 @@ def report(command: Command) -> Callable[..., Page]:
     return run
 
 
+@pytest.mark.parametrize(("epochs", "is_known"), [(None, True), (1, False)])
+def test_the_last_iteration_is_named_where_the_options_know_it(
+    experiment: Path, report: Callable[..., Page], epochs: int | None, is_known: bool
+) -> None:
+    newest = max((experiment / "options").iterdir())
+    options = json.loads(newest.read_text())
+    options["train"] |= {"total_iter": 100, "total_epochs": epochs}
+    newest.write_text(json.dumps(options))
+    text = report(experiment, arguments=("--recorded",)).text
+    assert "60" in text
+    assert ("60 of 100" in text) == is_known
+
+
 def change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
