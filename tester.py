@@ -168,7 +168,7 @@ class Tester:
             self._has_warned_of_nan = True
             logger.warning("val.best_metric: %s is not a number in this test, which cannot be the best.", name)
         self.progress = self.progress.after_test(current_iter, value, self._opt.val.best_mode)
-        if not self.progress.is_best(current_iter):
+        if self.progress.best_iter != current_iter:
             return False
         content = {**self.packed_model(current_iter), **train_record(self._model, result, train_loss)}
         self._experiment.save_model("best_model.pth", content, f"best model ({name}={with_unit(name, value)})")

@@ -62,12 +62,6 @@ def test_another_judge_forgets_the_best_and_patience() -> None:
     assert (other.last_test_iter, other.loss_sum) == (20, 1.5)
 
 
-def test_only_the_best_test_is_best() -> None:
-    progress = after([0.5, 0.7, 0.6], "max")
-    assert [progress.is_best(iteration) for iteration in (0, 10, 20, 30)] == [False, False, True, False]
-    assert not Progress().is_best(0)
-
-
 def test_progress_does_not_change_in_place() -> None:
     start = Progress()
     start.after_test(10, 0.5, "max")

@@ -39,21 +39,8 @@ class Progress:
 
     def after_test(self, current_iter: int, value: float, mode: Literal["max", "min"]) -> "Progress":
         """Progress after a test that gave `value`; NaN never improves."""
-        better = self.best_value is None or (value > self.best_value if mode == "max" else value < self.best_value)
-        if better and not math.isnan(value):
-            return dataclasses.replace(
-                self,
-                best_value=value,
-                best_iter=current_iter,
-                num_tests_without_improvement=0,
-                last_test_iter=current_iter,
-            )
-        return dataclasses.replace(
-            self,
-            num_tests_without_improvement=self.num_tests_without_improvement + 1,
-            last_test_iter=current_iter,
-        )
-
-    def is_best(self, current_iter: int) -> bool:
-        """Whether the test of `current_iter` gave the best value."""
-        return current_iter > 0 and self.best_iter == current_iter
+        tested = dataclasses.replace(self, last_test_iter=current_iter)
+        is_better = self.best_value is None or (value > self.best_value if mode == "max" else value < self.best_value)
+        if math.isnan(value) or not is_better:
+            return dataclasses.replace(tested, num_tests_without_improvement=self.num_tests_without_improvement + 1)
+        return dataclasses.replace(tested, best_value=value, best_iter=current_iter, num_tests_without_improvement=0)
