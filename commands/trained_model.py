@@ -76,8 +76,8 @@ class TrainedModel:
     def reads(self) -> list[Path]:
         """The files and folders that it is made of or tested on; no output may take their place."""
         roots = [project_path(each.dataroot) for each in self.opt.datasets.values() if each.dataroot]
-        options = [*([self.experiment / "options"] if self.experiment else []), self.option_file]
-        return [self.path, *roots, *(each for each in options if each)]
+        options = self.experiment and self.experiment / "options", self.option_file
+        return [self.path, *roots, *filter(None, options)]
 
     def view(self) -> View:
         """What is shown of its task."""
@@ -131,7 +131,7 @@ class TrainedModel:
             )
         tested = self.opt.datasets["test"]
         if split is not None:
-            tested = type(tested)(**{**dict(tested), **tested.arguments, "split": split})
+            tested = tested.model_copy(update={"split": split})
         source = define_dataset("test", tested)
         if is_judged and source.synthetic and self.is_of_real_data:
             raise UserError(
