@@ -95,19 +95,19 @@ def _any_of(schemas: list[Schema]) -> Schema:
 
 
 def _loss_arguments(definitions: Schema, table: Table | None) -> None:
+    if table is None:
+        return
     definitions["TrainOptions"]["allOf"] = [
         {
             "if": {"properties": {"G_lossfn_type": {"const": name}}, "required": ["G_lossfn_type"]},
             "then": {"properties": {"G_lossfn_args": _arguments(definitions, table, name, closed=True)}},
         }
-        for name in table or ()
+        for name in table
     ]
 
 
-def _arguments(definitions: Schema, table: Table | None, name: str, closed: bool = False) -> Schema:
+def _arguments(definitions: Schema, table: Table, name: str, closed: bool = False) -> Schema:
     """The arguments of one entry; `closed`: no other keys stand beside them."""
-    if table is None:
-        return {}
     schema = table.arguments(name).model_json_schema(schema_generator=_Lenient)
     definitions |= schema.pop("$defs", {})
     takes_any = schema.pop("additionalProperties", False) is not False
@@ -126,7 +126,6 @@ def _kair_keys(schema: Schema, definitions: Schema) -> None:
         "datasets": [definitions["DatasetOptions"], definitions["TestDatasetOptions"]],
         "netG": [definitions["NetOptions"]],
         "train": [definitions["TrainOptions"]],
-        "val": [definitions["ValOptions"]],
     }
     for path, replacement in KAIR_KEYS.items():
         section, _, key = path.rpartition(".")
