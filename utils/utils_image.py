@@ -17,12 +17,12 @@ def as_uint8(image: torch.Tensor) -> torch.Tensor:
     return ((image - low) / (high - low) * 255).round().to(torch.uint8)
 
 
-def image_grid(images: torch.Tensor, num_columns: int = 8, gap: int = 2) -> torch.Tensor:
+def image_grid(images: torch.Tensor) -> torch.Tensor:
     """One picture (C, H', W') in [0, 1] of a batch (B, C, H, W) of any range, stretched to its own extremes."""
+    gap, num_columns = 2, min(8, len(images))
     images = images.detach().float().cpu()
     low, high = images.min(), images.max()
     images = (images - low) / (high - low).clamp_min(1e-8)
-    num_columns = min(num_columns, len(images))
     num_rows = -(-len(images) // num_columns)
     channels, height, width = images.shape[1:]
     grid = torch.ones(channels, num_rows * (height + gap) - gap, num_columns * (width + gap) - gap)
