@@ -47,8 +47,7 @@ class Fer2013:
         else:
             images = ImageFolder(root, find_split_folder(root, split))
             self._files = images.files
-            decode = functools.partial(_decode_folder, images, split)
-            faces, self.fingerprint = cached_faces(images.folder, split, images.key, decode)
+            faces, self.fingerprint = cached_faces(images.folder, split, images.key, lambda: {split: images.decode()})
         self._rows = faces.rows
         self._input = torch.from_numpy(faces.images)
         self._target = torch.from_numpy(faces.targets)
@@ -106,7 +105,3 @@ def _faces_of_csv(csv: Path, split: Split) -> tuple[Faces, str]:
 def _sha256(csv: Path, *_stat: int) -> str:
     """The content's hash, read anew in every process (0.2 s), but once for the splits of one unchanged file."""
     return sha256_of(csv)
-
-
-def _decode_folder(images: ImageFolder, split: Split) -> dict[str, Faces]:
-    return {split: images.decode()}
