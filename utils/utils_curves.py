@@ -106,7 +106,8 @@ def signs(interruptions: Sequence[tuple[int, str]], best_iter: int | None) -> li
 
 
 def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]], best_iter: int | None) -> None:
-    ends, found = [], []
+    ends: list[tuple[float, str, str]] = []
+    best: tuple[int, float] | None = None
     for (name, series), colour, dash in zip(
         panel.lines.items(), itertools.cycle(LINES), itertools.cycle(_DASHES), strict=False
     ):
@@ -119,13 +120,12 @@ def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]
         axes.update_datalim(np.stack([iterations, 0 * iterations], axis=1), updatey=False)  # gaps have room
         if is_drawn.any():
             ends.append((float(values[is_drawn][-1]), name, colour))
-        best = dict(series).get(best_iter) if best_iter is not None and name == "test" else None
-        if best is not None:
-            axes.plot([best_iter], [best], "o", color=INK, markerfacecolor="none", markersize=8)
-            found.append((best_iter, best))
-    for point in found:
-        is_high = point[1] > sum(axes.get_ylim()) / 2  # with room below
-        axes.annotate(f"{point[1]:.4g}", point, (0, -14 if is_high else 8), textcoords="offset points", ha="center",
+        if name == "test":
+            best = next((point for point in series if point[0] == best_iter), None)
+    if best is not None:  # after all lines: then the panel has its height
+        axes.plot(*best, "o", color=INK, markerfacecolor="none", markersize=8)
+        is_high = best[1] > sum(axes.get_ylim()) / 2  # with room below
+        axes.annotate(f"{best[1]:.4g}", best, (0, -14 if is_high else 8), textcoords="offset points", ha="center",
                       fontsize=8, color=INK)  # fmt: skip
     _mark_interruptions(axes, interruptions)
     axes.set_title(panel.title, fontsize=10, color=INK)
