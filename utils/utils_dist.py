@@ -138,7 +138,7 @@ def launched_rank() -> int:
 
 def is_first_of_machine() -> bool:
     """Whether this is the first of the ranks that its launcher started on this machine."""
-    return not is_launched_distributed() or os.environ.get("LOCAL_RANK", "0") == "0"
+    return not is_launched_distributed() or os.environ["LOCAL_RANK"] == "0"
 
 
 @contextlib.contextmanager
