@@ -24,7 +24,7 @@ from commands.outputs import check_output
 from commands.trained_model import TrainedModel, load_trained_model
 from models.model_plain import without_targets
 from utils.utils_dist import Dist, process_group
-from utils.utils_error import UserError
+from utils.utils_error import UserError, check_at_least_one
 from utils.utils_file import atomic_write
 from utils.utils_logger import print_block
 from views.view_classification import ClassificationView
@@ -131,8 +131,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_arguments(args: argparse.Namespace) -> None:
     suffix = FORMATS[args.format].suffix
-    if args.num_samples < 1:
-        raise UserError(f"--num_samples: {args.num_samples} is not allowed: must be at least 1")
+    check_at_least_one("--num_samples", args.num_samples)
     if args.output is not None and args.output.suffix != suffix:  # no slip may overwrite a model
         raise UserError(f"--output: {args.output} is not allowed: {args.format} files end in {suffix}")
     if args.opset is not None and args.format != "onnx":

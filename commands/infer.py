@@ -29,7 +29,7 @@ from commands.outputs import check_output
 from commands.trained_model import load_trained_model
 from commands.window import Window
 from utils.utils_dist import process_group
-from utils.utils_error import UserError
+from utils.utils_error import UserError, check_at_least_one
 from views.view_base import Box, Finding, View, whole
 
 if TYPE_CHECKING:
@@ -81,9 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Exit status: see the module."""
-    for name in ("every", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name}: {getattr(args, name)} is not allowed: must be at least 1")
+    check_at_least_one("--every", args.every)
+    check_at_least_one("--batch_size", args.batch_size)
     quiet_opencv()
     trained = load_trained_model(args.model, args.opt, args.set)
     folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "infer"

@@ -9,7 +9,7 @@ from typing import Any
 from commands.experiment_facts import ExperimentFacts, differing, read_experiment
 from commands.outputs import check_output, write_output
 from utils.utils_curves import Panel, panel_figure
-from utils.utils_error import UserError
+from utils.utils_error import UserError, check_at_least_one
 from utils.utils_report import inline_svg, render_page
 
 logger = logging.getLogger("longhaul")
@@ -37,8 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page; exit status 0, or 1 if a model could not be shown or does not measure as recorded."""
-    if args.num_samples < 1:
-        raise UserError(f"--num_samples: {args.num_samples} is not allowed: must be at least 1")
+    check_at_least_one("--num_samples", args.num_samples)
     folders = [args.model, *args.others]
     for folder in folders:
         if not (folder / "options").is_dir():

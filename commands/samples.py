@@ -8,7 +8,7 @@ from commands.trained_model import load_trained_model
 from data.loaders import TestLoader
 from models.evaluate import evaluate
 from utils.utils_dist import process_group
-from utils.utils_error import UserError
+from utils.utils_error import UserError, check_at_least_one
 from views.pictures import write_samples
 from views.select_view import define_view
 from views.test_outputs import TestOutputs, why_no_samples
@@ -36,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the pictures; exit status 0."""
-    if args.num_samples < 1:
-        raise UserError(f"--num_samples: {args.num_samples} is not allowed: must be at least 1")
+    check_at_least_one("--num_samples", args.num_samples)
     trained = load_trained_model(args.model, args.opt, args.set)
     source = trained.test_source(args.split)
     folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "samples"

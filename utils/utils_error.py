@@ -19,6 +19,12 @@ def check_whole_number(name: str, value: object, low: int, high: int) -> None:
         raise UserError(f"{name}: {value!r} is not a whole number from {low:,} to {high:,}")
 
 
+def check_at_least_one(name: str, value: int) -> None:
+    """UserError unless `value` is 1 or more; `name` says of what."""
+    if value < 1:
+        raise UserError(f"{name}: {value} is not allowed: must be at least 1")
+
+
 def listing(names: list[str]) -> str:
     """The first three, quoted, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
