@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     check_at_least_one("--batch_size", args.batch_size)
     quiet_opencv()
     trained = load_trained_model(args.model, args.opt, args.set)
-    folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "infer"
+    folder = args.output or trained.pictures("infer")
     view = trained.view()
     if trained.input_dtype not in (None, "uint8") and type(view).crop is View.crop:
         logger.warning(

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     check_at_least_one("--num_samples", args.num_samples)
     trained = load_trained_model(args.model, args.opt, args.set)
     source = trained.test_source(args.split)
-    folder = args.output or (trained.experiment / "images" if trained.experiment else Path()) / "samples"
+    folder = args.output or trained.pictures("samples")
     view = define_view(source.dataset, source.class_names)
     if reason := why_no_samples(view, source.dataset):
         raise UserError(f"samples: {reason}")

@@ -79,6 +79,10 @@ class TrainedModel:
         options = self.experiment and self.experiment / "options", self.option_file
         return [self.path, *roots, *filter(None, options)]
 
+    def pictures(self, name: str) -> Path:
+        """The folder for pictures where none is named: images/<name> of its experiment, without one <name> here."""
+        return (self.experiment / "images" if self.experiment else Path()) / name
+
     def view(self) -> View:
         """What is shown of its task."""
         return define_view(DATASETS[self.opt.datasets["train"].dataset_type], self.class_names)
