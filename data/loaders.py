@@ -89,14 +89,15 @@ class TestLoader:
 def define_test_loaders(sources: Mapping[str, DataSource], dist: Dist) -> dict[str, TestLoader]:
     """A loader for each test data set, "test" (which selects the best model) first."""
     trained_on = without_random(sources["train"].options).transforms
-    for name in sorted(sources.keys() - {"train"}):
+    names = sorted(sources.keys() - {"train"})
+    for name in names:
         if dist.is_main and (tested_on := sources[name].options.transforms) != trained_on:
             shown = ([each.model_dump() for each in transforms] for transforms in (tested_on, trained_on))
             logger.warning(
                 "datasets.%s.transforms: %s, but datasets.train has %s beside what is random: the network is tested on "
                 "other inputs than it learns from.", name, *shown,
             )  # fmt: skip
-    return {name: TestLoader(sources[name], dist) for name in sorted(sources) if name != "train"}
+    return {name: TestLoader(sources[name], dist) for name in names}
 
 
 def define_test_pipeline(name: str, options: DatasetOptions, class_names: Sequence[str]) -> Pipeline:
