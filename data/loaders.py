@@ -51,10 +51,8 @@ def define_train_loader(
 class TestLoader:
     """One pass over this rank's unpadded share of a test data set: samples rank, rank + world_size, ...
 
-    "index" of a batch has the numbers of its samples.
-
-    Every rank makes `num_rounds` rounds; a rank whose share is shorter gets None in the last one, so that code which
-    talks between rounds stays in step.
+    "index" of a batch has the numbers of its samples. Every rank makes `num_rounds` rounds; a rank whose share is
+    shorter gets None in the last one, so that code which talks between rounds stays in step.
     """
 
     __test__ = False  # not a pytest class

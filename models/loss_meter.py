@@ -12,7 +12,7 @@ class NonFiniteLossError(ArithmeticError):
 
 
 class LossMeter:
-    """Collects the losses of the updates, which waits for the device, no sooner than a log line, a test or a save.
+    """The losses of the updates: `add` leaves them on the device, `collect` waits for it, for a log line, test or save.
 
     sum: of the `count` losses, means over the ranks, that were collected since the last `take_mean`; a resume restores
     both.

@@ -107,7 +107,7 @@ def load_network(
 ) -> None:  # fmt: skip
     """Load a network's file by name and shape; UserError when strict loading leaves anything over, or nothing fits.
 
-    advice: what else to do about the former. content: of the file, where it has been read already.
+    advice: what else the error of strict loading says. content: of the file, where it has been read already.
 
     Accepts flat state dicts, KAIR's `params` / `params_ema` wrappers, our self-contained models, and names that start
     with `module.`; of several state dicts in one file, the one that fits best (with prefer_ema, `params_ema` first).

@@ -110,5 +110,5 @@ class ModelDistill(ModelPlain):
         if wanted != given:
             raise UserError(
                 f"path.pretrained_netT: {path} was trained on inputs after {wanted}, and datasets.test has {given}; "
-                f"a teacher must see what netG sees"
+                "a teacher must see what netG sees"
             )

@@ -189,7 +189,7 @@ def spoken(name: str) -> str:
 
 
 def with_unit(name: str, value: float) -> str:
-    """A value of a metric as people read it: millimetres to the micrometre, others to four digits."""
+    """A value of a metric as people read it: millimetres to the micrometre, others to four decimals."""
     return f"{value:.3f} mm" if UNITS.get(name, "").startswith("mm") else f"{value:.4f}"
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "changes",
     "find_last_checkpoint",
     "json_schema",
+    "leaves",
     "parse",
     "save",
     "to_dict",

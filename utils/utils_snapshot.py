@@ -103,9 +103,10 @@ class Snapshot:
 
 
 def _copied(value: Any) -> Any:
-    """A copy, and of equal texts one object: a file names it again where it would write another once more.
+    """A deep copy; equal strings become one object.
 
-    Texts that a resume has read are others than those of the code, and the next file would have other bytes.
+    Pickle writes an object once and refers to it from then on. After a resume, strings from the file and equal ones of
+    the code would be different objects, and the next file would have other bytes than that of a run without a stop.
     """
     return sys.intern(value) if type(value) is str else copy.deepcopy(value)
 

@@ -14,9 +14,7 @@ def occlusion_map(
     agreement: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     image: torch.Tensor,
 ) -> tuple[NDArray[np.float32], torch.Tensor]:
-    """(H, W): what the agreement of the output with that of the whole image loses where a square is grey.
-
-    Beside it the output with the square where that is most.
+    """A map (H, W) of the agreement that is lost where a grey square hides the image, and the output that loses most.
 
     image: raw (C, H, W), of any type. predict: such images (B, C, H, W) -> outputs. agreement: (outputs, output of the
     whole image) -> (B,), larger is more alike. Zeiler and Fergus, ECCV 2014.
