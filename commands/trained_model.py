@@ -68,8 +68,12 @@ class TrainedModel:
     weights: Any = dataclasses.field(default=None, repr=False)
 
     def load(self, dist: Dist) -> ModelPlain:
-        """The model with these weights in its tested network; UserError if they do not fit the options."""
-        model = define_model(self.opt, dist, seed=0)
+        """The model with these weights in its tested network; UserError if they do not fit the options.
+
+        Nothing is compiled: tests use the bare network, and only the machine of the run may have a compiler.
+        """
+        train = self.opt.train.model_copy(update={"compile": False})
+        model = define_model(self.opt.model_copy(update={"train": train}), dist, seed=0)
         load_network(model.tested_net, self.path, True, prefer_ema=model.netE is not None, content=self.weights)
         return model
 

@@ -67,6 +67,13 @@ def test_the_average_of_a_set_measures_as_logged(
     assert "no result of this file" in capsys.readouterr().out
 
 
+def test_a_model_that_was_trained_compiled_needs_no_compiler(
+    trained: Path, verify: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    assert verify(trained / "best_model.pth", "--set", "train.compile=true") == 0
+
+
 def test_a_set_is_compared_with_what_was_tested_then(
     trained: Path, verify: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
