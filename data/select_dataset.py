@@ -37,15 +37,14 @@ class Dataset(Protocol):
     """Index -> raw sample {"input", "target", "name"}. Built from `dataroot` and its own arguments.
 
     `fingerprint` identifies the content. `is_available(dataroot)` tells whether there are data, where more than that
-    file or folder must be there. A data set that fits in memory also has `resident() -> {"input": (N, ...),
-    "target": (N, ...)}` and `name(i)`; one for classification has `class_names`, one for poses `joint_names`. A
-    `final_split` is refused by the trainer and left to main_test. `view` names the entry of VIEWS that shows it; one
-    with `class_names` needs it where a target is not one class id. `input_shape` (C, H, W), or a function of the
-    arguments that returns it, says what a network is shown of its images where there are no data. `camera(i)` draws
-    poses.
-    `decoder`, a text, names what makes samples of its files each time they are read, and the version.
-    `sample_keys` tells the samples of one dataroot apart, so that none is both trained on and tested. `netG_arguments`
-    names arguments of a network that must have these values; num_classes follows from `class_names`.
+    file or folder must be there. A data set that fits in memory also has `resident() -> {"input": (N, ...), "target":
+    (N, ...)}` and `name(i)`; one for classification has `class_names`, one for poses `joint_names`, in its class:
+    infer and export have no data. A `final_split` is refused by the trainer and left to main_test. `view` names the
+    entry of VIEWS that shows it; one with `class_names` needs it where a target is not one class id. `input_shape` (C,
+    H, W), or a function of the arguments that returns it, says what a network is shown of its images where there are
+    no data. `camera(i)` draws poses. `decoder`, a text, names what makes samples of its files each time they are read,
+    and the version. `sample_keys` tells the samples of one dataroot apart, so that none is both trained on and tested.
+    `netG_arguments` names arguments of a network that must have these values; num_classes follows from `class_names`.
     """
 
     fingerprint: str
