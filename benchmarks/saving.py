@@ -9,10 +9,10 @@ that holds the temporary files.
 import gc
 import itertools
 import os
-import shutil
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -74,13 +74,20 @@ class Longhaul:
     def __init__(self, folder: Path) -> None:
         self._checkpoints = CheckpointFolder(folder)
         self._iterations = itertools.count(1)
+        self._is_written = threading.Event()
         self.writer = BackgroundWriter()
         self.durable_at = 0.0  # of the newest set, on the clock of time.perf_counter
 
     def save(self, state: State) -> None:
         """Returns when the loop may go on."""
         manifest = Manifest(next(self._iterations), 0, "periodic", {}, {}, {}, {}, "")
+        self._is_written.clear()
         self.writer.save("checkpoint set", state, lambda copied: self._commit(copied, manifest))
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the set that was saved last is still on its way."""
+        return not (self._is_written.is_set() or self.writer.failed)
 
     def wait(self) -> None:
         """Returns when the set is durable and the oldest one is gone."""
@@ -91,6 +98,7 @@ class Longhaul:
         self._checkpoints.commit(copied, manifest, max_to_keep=0)
         self.durable_at = time.perf_counter()
         self._checkpoints.prune(2)
+        self._is_written.set()
 
 
 def measure(rounds: int) -> list[Row]:
@@ -116,6 +124,8 @@ def measure_in(folder: Path, training: Training, rounds: int) -> list[Row]:
 def stall_rows(size: str, folder: Path, training: Training, ours: Longhaul, rounds: int) -> list[Row]:
     """For how long the loop stands still: CPU time of its thread, and wall time. All copy with one thread.
 
+    The peers write into a folder that is new, as each of their saves does; it is removed while nobody is measured.
+
     The limit is a memcpy of each tensor. One of all bytes in one block is shown as well: where that is larger than most
     of the cache, the C library writes past the cache, which no tensor of the set is large enough for.
     """
@@ -124,23 +134,24 @@ def stall_rows(size: str, folder: Path, training: Training, ours: Longhaul, roun
     sources = training.arrays()
     targets = [each.copy() for each in sources]
     block, other_block = (np.ones(training.num_bytes(), dtype=np.uint8) for _ in range(2))
-    calls: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
-        "memcpy": (lambda: list(map(np.copyto, targets, sources)), ignore),
-        "memcpy of one block": (lambda: np.copyto(other_block, block), ignore),
-        "Longhaul": (lambda: ours.save(training.state()), lambda _: ours.wait()),
-        "KAIR style": (lambda: three_saves(folder, training.state()), ignore),
-        "DCP async_save": (lambda: save_async(folder / "dcp", training.state()), lambda future: future.result()),
+    calls: dict[str, tuple[Callable[[Path], Any], Callable[[Any], Any]]] = {
+        "memcpy": (lambda _: list(map(np.copyto, targets, sources)), ignore),
+        "memcpy of one block": (lambda _: np.copyto(other_block, block), ignore),
+        "Longhaul": (lambda _: ours.save(training.state()), lambda _: ours.wait()),
+        "KAIR style": (lambda new: three_saves(new, training.state()), ignore),
+        "DCP async_save": (lambda new: save_async(new, training.state()), lambda future: future.result()),
     }
     cpu: dict[str, list[float]] = {name: [] for name in calls}
 
     def timed(name: str) -> float:
         call, finish = calls[name]
-        settle()
-        start, cpu_start = time.perf_counter(), time.thread_time()
-        pending = call()
-        cpu[name].append(1e3 * (time.thread_time() - cpu_start))
-        wall = 1e3 * (time.perf_counter() - start)
-        finish(pending)
+        with tempfile.TemporaryDirectory(dir=folder) as new:
+            settle()
+            start, cpu_start = time.perf_counter(), time.thread_time()
+            pending = call(Path(new))
+            cpu[name].append(1e3 * (time.thread_time() - cpu_start))
+            wall = 1e3 * (time.perf_counter() - start)
+            finish(pending)
         return wall
 
     wall = interleave({name: lambda name=name: timed(name) for name in calls}, rounds)  # type: ignore[misc]
@@ -184,7 +195,9 @@ def step_row(size: str, training: Training, ours: Longhaul, rounds: int) -> Row:
     def during_a_save() -> float:
         settle()
         ours.save(training.state())
-        seconds = [timed(training.step)() for _ in range(STEPS)]
+        seconds: list[float] = []
+        while not seconds or ours.is_writing:
+            seconds.append(timed(training.step)())
         ours.wait()
         return 1e3 * statistics.mean(seconds)
 
@@ -204,11 +217,10 @@ def step_row(size: str, training: Training, ours: Longhaul, rounds: int) -> Row:
 
 def three_saves(folder: Path, state: State) -> None:
     for part, content in state.items():
-        torch.save(content, folder / f"kair_{part}.pth")
+        torch.save(content, folder / f"{part}.pth")
 
 
 def save_async(folder: Path, state: State) -> Any:
-    shutil.rmtree(folder, ignore_errors=True)
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process saves
     return async_save(state, checkpoint_id=folder)
 
