@@ -248,6 +248,8 @@ def broken_promises(scenario: Scenario, outcome: Outcome, found: Sequence[str]) 
     broken = [f"{question}: {answer}" for question, right, answer in kept if answer != right]
     if outcome.error is not None:
         broken.append(f"did not resume: {outcome.error}")
+    elif len(outcome.launches) <= len(scenario.accidents):
+        broken.append("shows nothing: an accident did not happen")
     if (lost := lost_iterations(outcome.launches)) > scenario.max_lost:
         broken.append(f"lost {lost} iterations, {scenario.max_lost} at most were promised")
     return [f"{scenario.name}: {each}" for each in broken]

@@ -118,6 +118,14 @@ def test_a_broken_promise_is_named() -> None:
     assert all(each.startswith("SIGKILL at 6: ") for each in broken)
 
 
+def test_an_accident_that_did_not_happen_proves_nothing() -> None:
+    scenario = Scenario("SIGKILL at 6", [(6, "SIGKILL")], None, max_lost=1)
+    undisturbed = ["-", "0 / 0", "0 / 0", "no", "yes"]
+    (said,) = broken_promises(scenario, Outcome([launch(0, 8)], None), undisturbed)
+    assert said == "SIGKILL at 6: shows nothing: an accident did not happen"
+    assert broken_promises(Scenario("nothing", [], None, 0), Outcome([launch(0, 8)], None), undisturbed) == []
+
+
 @pytest.mark.parametrize(("damage", "loads"), [("half", False), ("bit", True)])
 def test_damage_is_a_short_file_or_one_other_number(tmp_path: Path, damage: str, loads: bool) -> None:
     path = tmp_path / "8_G.pth"
