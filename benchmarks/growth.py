@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ def run(job: Job, folder: Path) -> list[Notes]:
     text = json.dumps(dataclasses.asdict(job))
     if not (done.exists() and done.read_text() == text):
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / "run", ignore_errors=True)  # what was cut off would be resumed, and its start not noted
         (folder / "options.json").write_text(json.dumps(options(job, folder)))
         with open(folder / "output", "w") as output:
             subprocess.run(

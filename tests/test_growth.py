@@ -74,6 +74,8 @@ def test_a_run_is_measured_once(tmp_path: Path) -> None:
     written = (tmp_path / "notes_0.json").stat().st_mtime_ns
     assert run(job, tmp_path) == notes
     assert (tmp_path / "notes_0.json").stat().st_mtime_ns == written
+    (tmp_path / "job.json").unlink()  # as if it had been cut off: it is not resumed, but repeated
+    assert run(job, tmp_path)[0].iters == notes[0].iters
 
 
 def test_the_picture(tmp_path: Path) -> None:
