@@ -2,7 +2,8 @@
 
     python -m benchmarks.bench [--only NAME ...] [--rounds N] [--output docs]
 
-Writes benchmarks.md and benchmarks.png. Peers take part where they are installed (`make peers`).
+Writes benchmarks.md and benchmarks.png; with --only, which would replace all by some, where --output is given alone.
+Peers take part where they are installed (`make peers`).
 """
 
 import argparse
@@ -96,21 +97,30 @@ def _table(row: Row) -> str:
     return f"{row.what}, n = {row.rounds}:\n\n{table(cells)}{note}"
 
 
-def main() -> int:
-    """Run, write, print; the exit status is 1 if a mark is missed or a benchmark did not end."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS), metavar="NAME")
-    parser.add_argument("--rounds", type=int, help="measurements of each contender (default: each benchmark's own)")
-    parser.add_argument("--output", type=Path, default=PROJECT_FOLDER / "docs", metavar="FOLDER")
-    args = parser.parse_args()
-    ran = [run(name, args.rounds) for name in args.only]
-    rows = [row for each in ran for row in each.rows]
-    text = markdown(ran)
-    (args.output / "benchmarks.md").write_text(text)
+def write(folder: Path, text: str, rows: Sequence[Row]) -> None:
+    """The document and, of any rows, their picture."""
+    (folder / "benchmarks.md").write_text(text)
     if rows:
         from benchmarks.picture import figure_of  # matplotlib takes a second to import
 
-        save_figure(figure_of(rows), args.output / "benchmarks.png")
+        save_figure(figure_of(rows), folder / "benchmarks.png")
+
+
+def main() -> int:
+    """Run, write, print; the exit status is 1 if a mark is missed or a benchmark did not end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, metavar="NAME")
+    parser.add_argument("--rounds", type=int, help="measurements of each contender (default: each benchmark's own)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="(default: docs; with --only, none)")
+    args = parser.parse_args()
+    output = args.output or (None if args.only else PROJECT_FOLDER / "docs")
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+    ran = [run(name, args.rounds) for name in args.only or BENCHMARKS]
+    rows = [row for each in ran for row in each.rows]
+    text = markdown(ran)
+    if output:
+        write(output, text, rows)
     print(text)
     return int(is_missed(rows) or not all(each.rows for each in ran))
 

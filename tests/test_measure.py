@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import measure
+from benchmarks import bench, measure
 from benchmarks.measure import Limit, Mark, Outcome, Row, interleave, is_missed, read_rows, report
 
 
@@ -93,3 +93,33 @@ def test_the_command_prints_writes_and_judges(
     assert read_rows(file) == benchmark(2)
     assert json.loads(file.read_text())[0]["samples"]["Longhaul"] == [1.5, 1.5]
     assert "1.500x  <- ours" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rows", "status"), [(1.0, 0), (2.0, 1), (None, 1)])
+def test_all_benchmarks_are_one_document_and_one_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: float | None, status: int
+) -> None:
+    measured = [] if rows is None else [row([rows], [1.0], Mark(1.0, "bare"))]
+    asked: list[str] = []
+
+    def run(name: str, _rounds: int | None) -> bench.Ran:
+        asked.append(name)
+        return bench.Ran(name, measured)
+
+    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(bench, "write", lambda folder, text, _: (folder / "benchmarks.md").write_text(text))
+    monkeypatch.setattr("sys.argv", ["bench", "--output", str(tmp_path / "new" / "folder")])
+    assert bench.main() == status
+    assert asked == list(bench.BENCHMARKS)
+    assert "## ranks" in (tmp_path / "new" / "folder" / "benchmarks.md").read_text()
+
+
+def test_some_benchmarks_do_not_take_the_place_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+    monkeypatch.setattr(bench, "run", lambda name, _: bench.Ran(name, [row([1.0], [1.0])]))
+    monkeypatch.setattr(bench, "write", lambda folder, *_: written.append(folder))
+    monkeypatch.setattr("sys.argv", ["bench", "--only", "ranks"])
+    assert bench.main() == 0
+    monkeypatch.setattr("sys.argv", ["bench"])
+    assert bench.main() == 0
+    assert written == [bench.PROJECT_FOLDER / "docs"]
