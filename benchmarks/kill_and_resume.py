@@ -39,14 +39,19 @@ def last_committed(models: Path) -> int:
 
 
 def stop_after(process: subprocess.Popen[bytes], models: Path, iteration: int, number: int) -> int:
-    """Signal the trainer (with SIGKILL its ranks too) once `iteration` is committed; returns the newest set then."""
+    """Signal the trainer (with SIGKILL its ranks too) once `iteration` is committed; returns the newest set then.
+
+    SystemExit if the launch ended by itself: nothing would be shown by a run that was not stopped.
+    """
     while last_committed(models) < iteration and process.poll() is None:
         time.sleep(0.02)
+    ended_itself = process.poll() is not None
     if number == signal.SIGKILL:
         for child in children_of(process.pid):
             os.kill(child, number)
     process.send_signal(number)
-    process.wait()
+    if process.wait() == 0 or ended_itself:
+        raise SystemExit(f"{models.parent}: ended with status {process.returncode} before it could be stopped")
     return last_committed(models)
 
 
