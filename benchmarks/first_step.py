@@ -141,8 +141,11 @@ def lightning(folder: str) -> None:
     trainer.fit(FaceClassifier(), DataLoader(make_data(), BATCH_SIZE, shuffle=True, drop_last=True))
 
 
-def longhaul(*arguments: str) -> None:
-    """main_train.py itself, ended after its first update; with "--stop", after its third by a SIGTERM, which saves."""
+def longhaul(first_iter: str, *arguments: str) -> None:
+    """main_train.py itself, ended after its first update; with "--stop", after its third by a SIGTERM, which saves.
+
+    first_iter: the iteration of that update; another one was not resumed, or not fresh.
+    """
     import signal
 
     import main_train
@@ -154,6 +157,7 @@ def longhaul(*arguments: str) -> None:
     def watched(self: ModelPlain, micro_batches: Any, current_iter: int) -> None:
         update(self, micro_batches, current_iter)
         if "--stop" not in arguments:
+            assert current_iter == int(first_iter), f"the first update was that of iteration {current_iter}"
             end()
         if current_iter == 3:
             signal.raise_signal(signal.SIGTERM)

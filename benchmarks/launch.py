@@ -60,17 +60,17 @@ def prepare(folder: Path) -> dict[str, Callable[[], float]]:
     run = functools.partial(launch, environment)
     csv = write_synthetic_faces(folder, num_training=2_000, num_public_test=700, num_private_test=700)
     settings = {"path.root": folder, "datasets.train.dataroot": csv, "train.num_threads": 1}
-    ours = ["longhaul", "-opt", "options/fer.json"]
+    ours = ["-opt", "options/fer.json"]
     for key, value in settings.items():
         ours += ["--set", f"{key}={value}"]
-    run(*ours, "--set", "task=resumed", "--stop")
+    run("longhaul", "1", *ours, "--set", "task=resumed", "--stop")
     run("kair_style", name := str(folder), "resume")
     numbers = itertools.count()
     contenders = {
         BARE: lambda: run("bare"),
         "bare script, no optimizer": lambda: run("bare_without_optimizer"),
-        FRESH: lambda: run(*ours, "--set", f"task=fresh_{next(numbers)}"),
-        RESUME: lambda: run(*ours, "--set", "task=resumed"),
+        FRESH: lambda: run("longhaul", "1", *ours, "--set", f"task=fresh_{next(numbers)}"),
+        RESUME: lambda: run("longhaul", "4", *ours, "--set", "task=resumed"),
         "KAIR style": lambda: run("kair_style", name),
         "KAIR style, resumed": lambda: run("kair_style", name, "resume"),
     }
