@@ -1,4 +1,4 @@
-"""`python -m benchmarks.fer2013_runs FOLDER...`: a line of docs/fer2013.md for each experiment folder, oldest first."""
+"""`python -m benchmarks.fer2013_runs FOLDER...`: a line of docs/fer2013.md for each experiment folder."""
 
 import argparse
 import json

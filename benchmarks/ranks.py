@@ -35,11 +35,13 @@ def images_per_s(num_ranks: int, num_threads: int, num_iters: int = NUM_ITERS) -
             "log.tensorboard": "false",
         }
         options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-        subprocess.run(
+        done = subprocess.run(
             [*launcher(num_ranks), "main_train.py", "-opt", "options/fer.json", *options],
-            cwd=PROJECT_FOLDER, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=PROJECT_FOLDER, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"},
         )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"{num_ranks} x {num_threads} threads ended with status {done.returncode}:\n{done.stdout}")
         with open(Path(root) / "run" / "metrics.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
     return median([float(row["images_per_s"]) for row in rows[1:]])
