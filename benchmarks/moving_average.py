@@ -74,6 +74,7 @@ def averaged_model(net: nn.Module) -> Callable[[], None]:
 
 def longhaul(model: ModelPlain) -> Callable[[], None]:
     """ModelPlain's, buffers included."""
+    assert model.netE is not None, "E_decay is 0: nothing would be averaged, and every mark met"
     return lambda: model.update_E(10**6)
 
 
