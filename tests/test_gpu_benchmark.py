@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu_fer2013 import HEADING, REHEARSAL, option_overrides
+from benchmarks import gpu_fer2013
+from benchmarks.gpu_fer2013 import HEADING, REHEARSAL, Loop, Plan, option_overrides, saves
 from tables import TABLES
 from utils import utils_option
 from utils.utils_file import PROJECT_FOLDER
@@ -26,7 +28,6 @@ def test_without_a_gpu_one_line_says_so() -> None:
     assert done.stderr == "gpu_fer2013: there is no GPU, and nothing was measured\n"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_rehearsal_fills_the_table() -> None:
     done = run("--cpu_rehearsal", "--batch_size", "8")
     assert done.returncode == 0, done.stderr
@@ -36,7 +37,51 @@ def test_the_rehearsal_fills_the_table() -> None:
     cells = dict(zip(HEADING, (cell.strip() for cell in table[2]), strict=True))
     assert cells["batch size"] == "8"
     assert float(cells["images/s"]) > 0
-    assert cells["GPU busy"] == "-"
+    assert cells["GPU busy"] == cells["of a bare loop with CUDA graphs"] == "-"
+
+
+class Watched(Loop):
+    """What is done with a loop, in words."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def run(self, num_iters: int) -> None:
+        self.done.append(f"{num_iters} iterations")
+
+    def save(self) -> float:
+        self.done.append("save")
+        return 1.0
+
+    def wait_for_save(self) -> None:
+        self.done.append("wait")
+
+
+def test_a_save_costs_what_is_queued_before_it_too() -> None:
+    loop = Watched()
+    cells = saves(loop, Plan(chunk=10, rounds=1))
+    assert loop.done == ["save", "wait", "5 iterations", "save", "5 iterations", "wait", "10 iterations"]
+    assert cells["a save: host stands still"] == "1.00 ± 0.00 ms"
+
+
+def test_what_fails_is_said_and_the_rest_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(*_: object) -> Iterator[dict[str, str]]:
+        yield {"images/s": "5"}
+        raise RuntimeError("no graph")
+
+    monkeypatch.setattr(gpu_fer2013, "measure", measure)
+    monkeypatch.setattr(gpu_fer2013, "whole_run", lambda *_: {"accuracy": "0.5"})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as main sets it
+    monkeypatch.setattr("sys.argv", ["gpu_fer2013", "--cpu_rehearsal", "--batch_size", "8", "16"])
+    assert gpu_fer2013.main() == 1
+    said = capsys.readouterr()
+    for size, line in zip((8, 16), said.out.splitlines()[-2:], strict=True):
+        cells = dict(zip(HEADING, line.strip("| ").split(" | "), strict=True))
+        assert (cells["batch size"], cells["images/s"], cells["accuracy"]) == (str(size), "5", "0.5")
+        assert cells["of a bare loop with CUDA graphs"] == cells["seconds in total"] == "failed"
+    assert said.err.count("RuntimeError: no graph") == 2
 
 
 @pytest.mark.parametrize("csv", [None, "/data/fer2013.csv"])
