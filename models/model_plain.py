@@ -218,7 +218,8 @@ class ModelPlain(ModelBase):
             parts["E"] = self.netE.state_dict()
         optimizer = self.optimizer.state_dict()
         # In the order of the parameters, not of their first gradients: a resume restores it so.
-        parts["optimizerG"] = {**optimizer, "state": dict(sorted(optimizer["state"].items()))}
+        state = dict(sorted(optimizer["state"].items()))
+        parts["optimizerG"] = {**optimizer, "state": state, "type": type(self.optimizer).__name__}
         return parts
 
     def load(self, resume: ResumePoint | None) -> None:

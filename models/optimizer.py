@@ -78,8 +78,10 @@ def define_optimizer(net: nn.Module, train: TrainOptions) -> torch.optim.Optimiz
     return OPTIMIZERS[train.G_optimizer_type]([group for group in groups if group["params"]], train)
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], net: nn.Module) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], net: nn.Module) -> bool:
     """Restore the saved moments by parameter name; the option file keeps its hyper-parameters, differences are logged.
+
+    Returns whether nothing starts afresh. What another type of optimizer has saved is taken where it means the same.
 
     Files without names (KAIR's) list the parameters in the order of the network, or of this optimizer if it has no
     names either. A moment is laid out like its parameter, whatever the strides in the file: fused kernels walk both in
@@ -89,6 +91,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
     trained = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     trainable = {name: parameter for name, parameter in net.named_parameters() if parameter in trained}
     is_ours, restored = type(optimizer) in _MOMENT, 0
+    own = type(optimizer).__name__
+    before = saved.get("type", own)  # KAIR's files do not say
+    if before != own and not (is_ours and before in {each.__name__ for each in _MOMENT}):
+        logger.warning("optimizerG: what %s has saved means nothing to %s, which starts afresh.", before, own)
+        return False
     in_order = list(trainable)
     if not any("param_names" in group for group in optimizer.param_groups):  # a user's, in an order of its own
         places = {parameter: place for place, parameter in enumerate(trained)}
@@ -98,7 +105,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
         if parameter is None or moments is None:
             continue
         if is_ours:
-            if _moment(optimizer, trained[parameter]) not in moments:
+            moment = _moment(optimizer, trained[parameter])
+            # SGD's momentum is a sum, Muon's a mean.
+            if moment not in moments or (moment == "momentum_buffer" and before != own):
                 continue
             state = {key: _like(key, value, parameter) for key, value in moments.items()}
             if any(torch.is_tensor(each) and each.ndim and each.shape != parameter.shape for each in state.values()):
@@ -112,9 +121,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
         _restore_groups(optimizer, saved)
     num_known = sum(len(group["params"]) for group in saved["param_groups"])
     # A parameter that has had no gradient yet has no state either.
-    if saved["state"] and (restored < len(saved["state"]) or num_known < len(trainable)):
+    is_whole = restored == len(saved["state"]) and num_known >= len(trainable)
+    if saved["state"] and not is_whole:
         logger.warning("optimizerG: the state of %d of %d parameters was restored.", restored, len(trainable))
     _log_differences(optimizer, saved)
+    return is_whole and (restored > 0 or before == own)
 
 
 def _moment(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> str:

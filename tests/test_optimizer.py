@@ -276,6 +276,31 @@ def test_state_of_another_kind_of_optimizer_is_reported_and_training_goes_on(
     assert bool(torch.isfinite(weights(net)).all())
 
 
+def own_rmsprop(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(net.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize(
+    ("saved", "chosen"),
+    [
+        (lambda net: define_optimizer(net, options("adamw")), own_rmsprop),
+        (own_rmsprop, lambda net: define_optimizer(net, options("adamw"))),
+        (own_rmsprop, lambda net: torch.optim.Adagrad(net.parameters())),
+    ],
+)
+def test_state_that_means_nothing_to_another_optimizer_is_left_out(
+    logged: pytest.LogCaptureFixture, saved: Callable[..., Any], chosen: Callable[..., Any]
+) -> None:
+    net = small_net()
+    old, new = saved(net), chosen(net)
+    steps(net, old, 1, 2)
+    state = {**old.state_dict(), "type": type(old).__name__}
+    assert not load_optimizer(new, through_file(state), net)
+    steps(net, new, 3, 4)
+    assert f"what {type(old).__name__} has saved means nothing to" in messages(logged.records, logging.WARNING)
+    assert bool(torch.isfinite(weights(net)).all())
+
+
 def test_an_optimizer_of_the_users_own_is_restored(logged: pytest.LogCaptureFixture) -> None:
     straight, resumed = small_net(), small_net()
     optimizer = torch.optim.RMSprop(straight.parameters(), lr=0.01)

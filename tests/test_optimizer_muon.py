@@ -174,6 +174,15 @@ def test_from_adamw_all_but_the_hidden_go_on(logged: pytest.LogCaptureFixture) -
     assert bool(torch.isfinite(weights(net)).all())
 
 
+@pytest.mark.parametrize(("saved", "chosen"), [("sgd", "muon"), ("muon", "sgd")])
+def test_a_sum_of_gradients_is_not_taken_for_their_mean(saved: str, chosen: str) -> None:
+    net = small_net()
+    old, new = define_optimizer(net, options(saved)), define_optimizer(net, options(chosen))
+    steps(net, old, 1, 2)
+    assert not load_optimizer(new, through_file({**old.state_dict(), "type": type(old).__name__}), net)
+    assert not new.state
+
+
 def test_a_killed_run_ends_in_the_bytes_of_an_undisturbed_one(new_run: NewRun) -> None:
     straight, killed = (new_run(train__G_optimizer_type="muon") for _ in range(2))
     assert straight.launch().status == 0
