@@ -28,7 +28,7 @@ from utils.utils_logger import print_block
 from utils.utils_metrics import spoken, with_unit
 from utils.utils_option import Options, with_total_iter
 from utils.utils_progress import Progress
-from utils.utils_resume import resume_guarantee
+from utils.utils_resume import check_stream, resume_guarantee
 from utils.utils_signal import SAVE_FAILED, StopRequest
 
 logger = logging.getLogger("longhaul")
@@ -92,11 +92,12 @@ class Trainer:
         """Load the resume point, or initialise a fresh run, and say where it stands."""
         accept = self.opt.resume.accept_changes
         self._check_still_real(accept)
-        parts = enabled_parts(self.opt.train)
-        guarantee = resume_guarantee(self._resume, parts, self._stream_record, self._machine_record, accept)
+        if not accept:
+            check_stream(self._resume, self._stream_record)
         if self._has_work:
             self._probe()
-        self.model.load(self._resume)
+        afresh = self.model.load(self._resume)
+        guarantee = resume_guarantee(self._resume, self._stream_record, self._machine_record, afresh)
         if self._has_work:
             self._experiment.rehearse_save(self.model.state(), self._stream_record, self._machine_record)
         self.model.num_skipped_in_a_row = self._saved.num_skipped_in_a_row

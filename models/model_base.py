@@ -104,8 +104,10 @@ def has_own_buffers(net: nn.Module) -> bool:
 
 def load_network(
     net: nn.Module, path: str | Path, strict: bool, prefer_ema: bool = False, advice: str = "", content: Any = None
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Load a network's file by name and shape; UserError when strict loading leaves anything over, or nothing fits.
+
+    Returns whether the file and the network have the very same tensors.
 
     advice: what else the error of strict loading says. content: of the file, where it has been read already.
 
@@ -130,6 +132,7 @@ def load_network(
     if report:
         logger.warning("%s; %d of %d tensors were loaded.", report, len(fitting), len(wanted))
     net.load_state_dict(fitting, strict=False)
+    return not report
 
 
 def _state_dicts(content: Any, prefer_ema: bool) -> list[StateDict]:

@@ -222,8 +222,11 @@ class ModelPlain(ModelBase):
         parts["optimizerG"] = {**optimizer, "state": state, "type": type(self.optimizer).__name__}
         return parts
 
-    def load(self, resume: ResumePoint | None) -> None:
-        """Restore a resume point, or initialise a fresh run from path.pretrained_netG / _netE."""
+    def load(self, resume: ResumePoint | None) -> list[str]:
+        """Restore a resume point, or initialise a fresh run from path.pretrained_netG / _netE.
+
+        Returns what of the state starts afresh, in words.
+        """
         train, path = self.opt.train, self.opt.path
         if resume is not None:
             files = dict(resume.files)
@@ -234,21 +237,30 @@ class ModelPlain(ModelBase):
         for part, file in files.items():
             if resume is None and not file.exists():
                 raise UserError(f"path.pretrained_net{part}: {file}: no such file; give a file of weights, or null")
+        is_whole, afresh = {}, []
+        advice = " To load what fits, set train.%s_param_strict to false."
+        if resume is not None:
+            advice += " To begin anew, give the run another task name."
         if "G" in files:
-            load_network(self.netG, files["G"], train.G_param_strict, advice=_loosely("G"))
+            is_whole["G"] = load_network(self.netG, files["G"], train.G_param_strict, advice=advice % "G")
         if self.netE is not None:
             if "E" in files:
-                load_network(self.netE, files["E"], train.E_param_strict, prefer_ema=True, advice=_loosely("E"))
+                is_whole["E"] = load_network(
+                    self.netE, files["E"], train.E_param_strict, prefer_ema=True, advice=advice % "E"
+                )
             else:
+                afresh.append("E starts afresh")
                 state = self.netG.state_dict()
                 fill_placeholders(self.netE, state)
                 self.netE.load_state_dict(state)
                 if resume is not None:
                     logger.warning("No E file at iteration %d: netE starts from netG.", resume.iteration)
         if "optimizerG" in files:
-            load_optimizer(self.optimizer, load_state(files["optimizerG"]), self.netG)
+            is_whole["optimizerG"] = load_optimizer(self.optimizer, load_state(files["optimizerG"]), self.netG)
         elif resume is not None:
+            afresh.append("optimizerG starts afresh")
             logger.warning("The optimizer's state is not restored: it starts afresh at iteration %d.", resume.iteration)
+        return [f"not all of {part} is restored" for part, whole in is_whole.items() if not whole] + afresh
 
     def _first_net(self) -> nn.Module:
         """The network as a fresh run begins with it, the same at each call."""
@@ -305,7 +317,3 @@ class ModelPlain(ModelBase):
 
 def _hash(file: Path) -> str:
     return sha256_of(file) if file.is_file() else "missing"
-
-
-def _loosely(part: str) -> str:
-    return f" To load what fits, set train.{part}_param_strict to false."

@@ -114,7 +114,7 @@ def test_a_resume_says_that_auto_has_chosen_anew(
     manifest = Manifest(4, 0, "periodic", {}, {}, {}, machine_record(options, ONE_RANK), "")
     become(monkeypatch, tmp_path, now)
     resume = ResumePoint(4, {"optimizerG": tmp_path}, manifest)
-    said = resume_guarantee(resume, (), {}, machine_record(options, ONE_RANK), accept_changes=False)
+    said = resume_guarantee(resume, {}, machine_record(options, ONE_RANK), [])
     assert said.startswith("SAME-DATA" if change else "EXACT")
     assert change in said
 

@@ -736,6 +736,9 @@ def test_a_strict_mistake_names_both_sides(tmp_path: Path, trained: ModelPlain) 
     assert "'head.bias' has another shape ([5] in the file, [7] in netG)" in message
     assert "net_type" in message
     assert "G_param_strict" in message
+    assert "task name" not in message
+    with pytest.raises(UserError, match="To begin anew, give the run another task name"):
+        load_pretrained(None).load(ResumePoint(1000, {"G": tmp_path / "1000_G.pth"}, None))
 
 
 def test_loose_loading_goes_by_name_and_shape(
@@ -827,7 +830,7 @@ def test_a_resumed_model_goes_on_bit_equal(tmp_path: Path, train: dict[str, Any]
     resumed = ModelPlain(net_options(train, dropout=0.2), ONE_RANK, SEED)
     for parameter in resumed.netG.parameters():
         parameter.data.fill_(9.0)
-    resumed.load(ResumePoint(3, files, None))
+    assert resumed.load(ResumePoint(3, files, None)) == []
     train_on(resumed, 6, 4)
     assert same_tensors(resumed.netG.state_dict(), straight.netG.state_dict())
     assert resumed.netE is not None
@@ -848,7 +851,8 @@ def test_parts_that_are_missing_in_a_resume_are_reported(
     tmp_path: Path, trained: ModelPlain, logged: pytest.LogCaptureFixture
 ) -> None:
     model = ModelPlain(net_options({"E_decay": 0.5}), ONE_RANK, SEED + 1)
-    model.load(ResumePoint(3, {"G": saved(tmp_path / "3_G.pth", trained.netG.state_dict())}, None))
+    afresh = model.load(ResumePoint(3, {"G": saved(tmp_path / "3_G.pth", trained.netG.state_dict())}, None))
+    assert afresh == ["E starts afresh", "optimizerG starts afresh"]
     said = messages(logged.records, logging.WARNING)
     assert "No E file at iteration 3" in said
     assert "optimizer's state is not restored" in said
