@@ -58,7 +58,7 @@ class Tester:
                 "best_model.pth of iteration %s is not there: the best model is chosen anew from here.", lost
             )
             experiment.set_aside_model("best_model.pth", "was the best before")
-            self.progress = dataclasses.replace(self.progress.judged_anew(), last_test_iter=0)
+            self._choose_anew()
         self._pictures = self._define_pictures()
         self.result: dict[str, MetricValue] = {}
         self.last_iter = -1
@@ -96,10 +96,10 @@ class Tester:
         if self._is_judged_anew:
             reason = "was the best by another metric or loss, or on other test data"
         elif self._dist.on_main(is_replaced):
-            reason = "is of an iteration that will be trained again with other weights"
-            self.progress = self.progress.judged_anew()
+            reason = "is of an iteration that comes again with other weights, or not at all"
         else:
             return
+        self._choose_anew()
         logger.warning("The best model is chosen anew from here.")
         self._experiment.set_aside_model("best_model.pth", reason)
 
@@ -151,6 +151,10 @@ class Tester:
             self._pictures.finish(self.progress.best_iter or None)
         elif self._pictures:
             self._pictures.draw()
+
+    def _choose_anew(self) -> None:
+        """Forget what was best; a test that is due where this launch begins is made again and counts."""
+        self.progress = dataclasses.replace(self.progress.judged_anew(), last_test_iter=0)
 
     def _judge(self, current_iter: int, result: dict[str, MetricValue], train_loss: float | None) -> bool:
         """Move the progress by a test on "test", and save the model if it is the best so far; returns whether it is.

@@ -104,8 +104,8 @@ class Trainer:
         self.model.losses.sum, self.model.losses.count = self._saved.loss_sum, self._saved.num_losses
         self.model.update_learning_rate(max(self.start_iter, 1))
         self._print_start_block(guarantee)
-        if self._has_work:
-            self._set_stale_models_aside(is_exact=guarantee.startswith("EXACT"))
+        if not self._was_finished and not self.tests.is_out_of_patience:
+            self._set_stale_models_aside(is_exact=self._has_work and guarantee.startswith("EXACT"))
         self._warn_of_other_counts()
         if self.opt.train.amp == "bf16" and trains_faster_in_bf16(self._dist.device) is False:
             name = device_name(self._dist.device)
@@ -207,7 +207,7 @@ class Trainer:
             self.tests.set_stale_best_aside(self.start_iter, is_exact)
         # Killed when the set of that iteration is committed, the run would look finished to the next launch.
         if self._experiment.model_iter("final_model.pth") > self.start_iter:
-            self._experiment.set_aside_model("final_model.pth", "is of an iteration that will be trained again")
+            self._experiment.set_aside_model("final_model.pth", "is of a later iteration than this launch begins at")
 
     def _warn_of_other_counts(self) -> None:
         """The iterations behind are not recounted when a batch or the data has another size."""

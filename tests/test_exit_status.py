@@ -121,10 +121,11 @@ def test_what_selects_the_best_model_may_change(new_run: NewRun, tmp_path: Path)
     assert "The best model is chosen anew from here" in ended.output
     quarantined = run.model("quarantine/best_model.pth")
     assert quarantined["iter"] == first
-    assert run.manifest(6)["progress"]["best_iter"] == 6
+    assert ended.output.count("iter:       4> test:") == 1, "the model that the launch began with may be the best"
+    assert run.model("best_model.pth")["iter"] == run.manifest(6)["progress"]["best_iter"] >= 4
     ended = run.launch("--set", "train.total_iter=8")
     assert "chosen anew" not in ended.output
-    assert run.manifest(8)["progress"]["best_iter"] in (6, 8)
+    assert run.manifest(8)["progress"]["best_iter"] in (4, 6, 8)
     assert run.hashes(8) == straight.hashes(8)
 
 
@@ -455,7 +456,7 @@ def test_a_best_model_that_comes_again_with_other_weights_is_set_aside(new_run: 
     ended = run.launch(*change)
     assert ended.status == 0
     assert "EXACT" in ended.output
-    aside = "best_model.pth is of an iteration that will be trained again with other weights" in ended.output
+    aside = "best_model.pth is of an iteration that comes again with other weights" in ended.output
     assert aside == bool(change) == (run.models / "quarantine" / "best_model.pth").exists()
     best = run.model("best_model.pth")
     assert best["iter"] == run.manifest(8)["progress"]["best_iter"]
@@ -474,7 +475,7 @@ def test_a_best_model_of_a_lost_launch_on_other_ranks_is_set_aside(new_run: NewR
     ended = run.launch()
     assert ended.status == 0
     assert "EXACT" in ended.output
-    assert "best_model.pth is of an iteration that will be trained again with other weights" in ended.output
+    assert "best_model.pth is of an iteration that comes again with other weights" in ended.output
     best = run.model("best_model.pth")
     assert best["iter"] == run.manifest(8)["progress"]["best_iter"]
     assert not same_tensors(best["model_state_dict"], lost["model_state_dict"])

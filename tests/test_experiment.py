@@ -162,8 +162,9 @@ def test_a_first_set_that_a_kill_left_without_manifest_is_set_aside(make: Callab
         assert (experiment.models / "quarantine" / "4_G.pth").exists()
 
 
+@pytest.mark.parametrize("has_status", [True, False])
 def test_the_models_of_a_run_that_starts_again_are_set_aside(
-    make: Callable[..., Experiment], logged: pytest.LogCaptureFixture
+    make: Callable[..., Experiment], logged: pytest.LogCaptureFixture, has_status: bool
 ) -> None:
     names = {"best_model.pth", "final_model.pth"}
     with make() as experiment:
@@ -176,6 +177,8 @@ def test_the_models_of_a_run_that_starts_again_are_set_aside(
         assert names < {path.name for path in experiment.models.iterdir()}
     for path in experiment.models.glob("4_*"):
         path.unlink()
+    if not has_status:
+        (experiment.folder / "status.json").unlink()
     with make() as experiment:
         assert experiment.find_resume_point(PARTS) is None
     assert {path.name for path in (experiment.models / "quarantine").iterdir()} == names

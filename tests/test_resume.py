@@ -358,7 +358,7 @@ def test_a_final_model_of_an_iteration_that_is_trained_again_is_not_taken_for_th
     lost = run.model("final_model.pth")
     ended = run.launch(*other, accidents=[kill("model", LAST, name="final_model.pth")])
     assert ended.status == -9
-    assert "final_model.pth is of an iteration that will be trained again; moved to quarantine/." in ended.output
+    assert "final_model.pth is of a later iteration than this launch begins at; moved to quarantine/." in ended.output
     assert run.committed()[-1] == LAST
     assert run.launch(*other).status == 0
     final = run.model("final_model.pth")
@@ -366,6 +366,23 @@ def test_a_final_model_of_an_iteration_that_is_trained_again_is_not_taken_for_th
     assert same_tensors(final["model_state_dict"], average)
     assert not same_tensors(lost["model_state_dict"], average)
     assert same_tensors(run.model("quarantine/final_model.pth")["model_state_dict"], lost["model_state_dict"])
+
+
+def test_a_shorter_run_replaces_no_model_of_a_later_iteration(new_run: NewRun) -> None:
+    """The newest sets are gone, and the options end the run at the one before: nothing is left to train."""
+    run = new_run(train__checkpoint_test=1, val__best_metric="loss", val__best_mode="min")
+    shorter = "train.total_iter=4"
+    assert run.launch().status == 0
+    for path in [*run.models.glob("8_*"), *run.models.glob(f"{LAST}_*")]:
+        path.unlink()
+    best, final = (run.model(f"{name}_model.pth") for name in ("best", "final"))
+    assert best["iter"] > 4
+    ended = run.launch("--set", shorter)
+    assert (ended.status, resumed_from(ended)) == (0, 4)
+    for name, model in (("best", best), ("final", final)):
+        assert run.model(f"quarantine/{name}_model.pth")["iter"] == model["iter"]
+        assert run.model(f"{name}_model.pth")["iter"] == 4
+    assert "Nothing is left to do" in run.launch("--set", shorter).output
 
 
 def test_a_changed_learning_rate_is_listed_and_takes_effect(straight: Callable[[int], Run], new_run: NewRun) -> None:

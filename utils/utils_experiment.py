@@ -214,11 +214,12 @@ class Experiment:
 
     def _find_resume_point(self, parts: tuple[str, ...]) -> ResumePoint | None:
         resume = self._checkpoints.find_resume_point(parts, self._began_at)
-        if resume is None and self.last_committed_iter:
-            logger.warning(
-                "status.json says that iteration %s was saved, but %s holds no set: the run starts from iteration 0.",
-                f"{self.last_committed_iter:,}", self.models,
-            )  # fmt: skip
+        if resume is None:
+            if self.last_committed_iter:
+                logger.warning(
+                    "status.json says that iteration %s was saved, but %s holds no set: the run starts from iteration "
+                    "0.", f"{self.last_committed_iter:,}", self.models,
+                )  # fmt: skip
             for name in ("best_model.pth", "final_model.pth"):
                 self._checkpoints.set_aside(name, "is of a run that starts again from iteration 0")
         self._begin_launch(resume.iteration if resume else 0)
