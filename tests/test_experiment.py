@@ -255,12 +255,10 @@ def test_a_launch_comes_after_those_before_it_whatever_the_clock_says(make: Call
 
 
 def test_changes_are_those_since_the_last_launch_that_trained(make: Callable[..., Experiment]) -> None:
-    with make() as experiment:
-        assert experiment.changes() == []
-        experiment.save_options()
-    with make() as experiment:
-        assert experiment.changes() == []
-        experiment.save_options()
+    for _ in range(2):
+        with make() as experiment:
+            experiment.save_options()
+    assert experiment.changes() == []
     with make(train__G_optimizer_lr=0.5):
         pass  # refused before it trained
     with make(train__G_optimizer_lr=0.5, train__total_iter=7) as experiment:
@@ -269,13 +267,17 @@ def test_changes_are_those_since_the_last_launch_that_trained(make: Callable[...
 
 def test_another_commit_is_a_change(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Experiment]) -> None:
     versions = iter(["a" * 40, "a" * 40, "b" * 40])
-    for said in ([], [], [f"code: commit {'a' * 12} -> {'b' * 12}"]):
+    unknown = "options/ has none of a launch before, so changes of options are not known"
+    for said in ([unknown], [], [f"code: commit {'a' * 12} -> {'b' * 12}"]):
         version = next(versions)
         monkeypatch.setattr(utils_experiment, "code_version", lambda version=version: version)
         with make() as experiment:
             experiment.find_resume_point(("G",))
             assert experiment.changes() == said
             experiment.save_options()
+    for path in (experiment.folder / "options").iterdir():
+        path.unlink()
+    assert experiment.changes() == [unknown, *said], "what has changed of the code is known all the same"
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, make: Callable[..., Experiment]) -> None:

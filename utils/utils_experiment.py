@@ -114,12 +114,11 @@ class Experiment:
     def changes(self) -> list[str]:
         """What differs from the launch before, as "key: old -> new": options, and the commit of the code."""
         saved = saved_options(self.folder)
-        if not saved:
-            return []
         try:
             old = json.loads(saved[-1].read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return [f"{saved[-1].name} is not readable, so changes of options are not known"]
+        except (IndexError, OSError, ValueError):
+            what = f"{saved[-1].name} is not readable" if saved else "options/ has none of a launch before"
+            return [f"{what}, so changes of options are not known", *self._code_changes()]
         return [*utils_option.changes(old, utils_option.to_dict(self.opt)), *self._code_changes()]
 
     def save_options(self) -> None:
