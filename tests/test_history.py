@@ -25,6 +25,25 @@ def test_a_later_row_of_an_iteration_wins(tmp_path: Path) -> None:
     assert series["test"]["accuracy"] == [(10, 0.5)]
 
 
+@pytest.mark.parametrize(
+    ("iterations", "num_launches", "shown"),
+    [
+        ([10, 20, 30, 40, 25, 50], 2, [10, 20, 25, 50]),
+        ([10, 20, 30, 15, 30, 20], 3, [10, 15, 20]),
+        ([10, 20, 30, 40, 25, 50], 1, [10, 20, 25, 30, 40, 50]),
+        ([50, 40, 30, 20, 10], 2, [10, 20, 30, 40, 50]),
+    ],
+)
+def test_rows_behind_which_a_launch_went_back_are_left_out(
+    tmp_path: Path, iterations: list[int], num_launches: int, shown: list[int]
+) -> None:
+    """With other intervals no later row takes their place; a table that somebody has sorted is shown whole."""
+    lines = [f"{iteration},0,train,.1,2.0,50,,,\n" for iteration in iterations]
+    (tmp_path / "metrics.csv").write_text(HEADER + "".join(lines))
+    (tmp_path / "status.json").write_text(json.dumps({"launches": [launch(0, 40, "RUNNING")] * num_launches}))
+    assert [iteration for iteration, _ in read_history(tmp_path).series["train"]["G_loss"]] == shown
+
+
 def test_what_somebody_wrote_into_the_metrics_is_left_out(tmp_path: Path) -> None:
     lines = ["10,0,train,.1,two,50,,,\n", "my note\n", "20,0,train,.1,1.9,60,,,,,,\n"]
     (tmp_path / "metrics.csv").write_text(HEADER + "".join(lines))

@@ -49,7 +49,7 @@ class History:
 def read_history(folder: Path) -> History:
     """Everything that is readable; what is missing or torn is left out."""
     status = read_status(folder)
-    rows = read_metrics(folder / "metrics.csv")
+    rows = read_metrics(folder / "metrics.csv", len(status["launches"]))
     series: dict[str, dict[str, Series]] = {}
     for (iteration, split), row in sorted(rows.items()):
         for name, value in numbers(row).items():

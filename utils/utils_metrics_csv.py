@@ -93,11 +93,22 @@ class MetricsFile:
         return status.st_mtime_ns, status.st_size
 
 
-def read_metrics(path: Path) -> dict[tuple[int, str], dict[str, str]]:
-    """The rows of metrics.csv by iteration and split; a later row wins. Rows without an iteration are left out."""
+def read_metrics(path: Path, num_launches: int = 0) -> dict[tuple[int, str], dict[str, str]]:
+    """The rows of metrics.csv by iteration and split; a later row wins. Rows without an iteration are left out.
+
+    num_launches: of the run. Where one of them went back, the rows of later iterations are of weights that are gone,
+    and left out too; unless the iterations go down more often than that, because somebody has sorted the rows.
+    """
     columns, *rows = _table(_content(path)) or [[]]
-    named = (dict(zip(columns, row, strict=True)) for row in rows)
-    return {(int(row["iter"]), row["split"]): row for row in named if row["iter"].isdecimal()}
+    named = [row for each in rows if (row := dict(zip(columns, each, strict=True)))["iter"].isdecimal()]
+    iterations = [int(row["iter"]) for row in named]
+    goes_back = [now < before for before, now in itertools.pairwise([0, *iterations])]
+    found: dict[tuple[int, str], dict[str, str]] = {}
+    for iteration, is_back, row in zip(iterations, goes_back, named, strict=True):
+        if is_back and sum(goes_back) < num_launches:
+            found = {key: kept for key, kept in found.items() if key[0] <= iteration}
+        found[iteration, row["split"]] = row
+    return found
 
 
 def numbers(row: Mapping[str, str]) -> dict[str, float]:
