@@ -267,7 +267,7 @@ def test_changes_are_those_since_the_last_launch_that_trained(make: Callable[...
 
 def test_another_commit_is_a_change(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Experiment]) -> None:
     versions = iter(["a" * 40, "a" * 40, "b" * 40])
-    unknown = "options/ has none of a launch before, so changes of options are not known"
+    unknown = "options/ is missing, empty or not readable, so changes of options are not known"
     for said in ([unknown], [], [f"code: commit {'a' * 12} -> {'b' * 12}"]):
         version = next(versions)
         monkeypatch.setattr(utils_experiment, "code_version", lambda version=version: version)
@@ -277,7 +277,31 @@ def test_another_commit_is_a_change(monkeypatch: pytest.MonkeyPatch, make: Calla
             experiment.save_options()
     for path in (experiment.folder / "options").iterdir():
         path.unlink()
-    assert experiment.changes() == [unknown, *said], "what has changed of the code is known all the same"
+    assert "is missing, empty or not readable" in experiment.changes()[0]
+    assert experiment.changes()[1:] == said, "what has changed of the code is known all the same"
+
+
+def test_changes_are_those_since_the_launch_that_saved_the_set(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[..., Experiment]
+) -> None:
+    """The second launch is killed before it saves one, the third is refused before it trains."""
+    other = {"train__G_optimizer_lr": 0.5}
+    for commit, iteration, changes in (("a", 4, {}), ("b", None, other), ("b", None, other)):
+        monkeypatch.setattr(utils_experiment, "code_version", lambda commit=commit: commit * 40)
+        with make(**changes) as experiment:
+            experiment.find_resume_point(PARTS)
+            if iteration or not experiment._earlier_launches[1:]:
+                experiment.save_options()
+            if iteration:
+                save(experiment, iteration)
+    with make(**other) as experiment:
+        experiment.find_resume_point(PARTS)
+        code = f"code: commit {'a' * 12} -> {'b' * 12}"
+        assert experiment.changes() == ["train.G_optimizer_lr: 0.01 -> 0.5", code]
+    monkeypatch.setattr(utils_experiment, "code_version", lambda: "a" * 40)
+    with make() as experiment:
+        experiment.find_resume_point(PARTS)
+        assert experiment.changes() == []
 
 
 def test_other_ranks_write_nothing(tmp_path: Path, make: Callable[..., Experiment]) -> None:

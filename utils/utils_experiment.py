@@ -112,14 +112,23 @@ class Experiment:
         return self._on_main_disk(lambda: self._find_resume_point(parts))
 
     def changes(self) -> list[str]:
-        """What differs from the launch before, as "key: old -> new": options, and the commit of the code."""
-        saved = saved_options(self.folder)
+        """What differs from the launch that saved the set resumed from, as "key: old -> new": options, and the commit.
+
+        Launches since, which were refused or killed before they saved one, do not count. Where status.json does not
+        know that launch, it is the one before.
+        """
+        saved = {path.name: path for path in saved_options(self.folder)}
+        here = self.last_committed_iter
+        origins = [each for each in self._earlier_launches if each["from_iter"] < here <= each["to_iter"]]
+        origin = [{}, *self._earlier_launches, *origins][-1]
+        name = origin.get("options", next(reversed(saved), ""))
         try:
-            old = json.loads(saved[-1].read_text(encoding="utf-8"))
-        except (IndexError, OSError, ValueError):
-            what = f"{saved[-1].name} is not readable" if saved else "options/ has none of a launch before"
-            return [f"{what}, so changes of options are not known", *self._code_changes()]
-        return [*utils_option.changes(old, utils_option.to_dict(self.opt)), *self._code_changes()]
+            old = json.loads(saved[name].read_text(encoding="utf-8"))
+        except (KeyError, OSError, ValueError):
+            options = [f"options/{name} is missing, empty or not readable, so changes of options are not known"]
+        else:
+            options = utils_option.changes(old, utils_option.to_dict(self.opt))
+        return [*options, *_code_changes(origin.get("machine", {}).get("code"))]
 
     def save_options(self) -> None:
         """Write options/<stem>_<time>.json, which reproduces this launch."""
@@ -128,6 +137,8 @@ class Experiment:
         try:
             name = f"{self._option_file.stem}_{stamp_of_launch(self.folder)}.json"
             utils_option.save(self.opt, self.folder / "options" / name)
+            if self._launch is not None:
+                self._launch["options"] = name
         except OSError as error:  # a full disk must not end a run that could still finish
             logger.error("The options of this launch could not be written: %s", error)
 
@@ -238,11 +249,6 @@ class Experiment:
         }
         self._write_status("RUNNING")
 
-    def _code_changes(self) -> list[str]:
-        before = self._earlier_launches[-1].get("machine", {}) if self._earlier_launches else {}
-        old, new = before.get("code"), code_version()
-        return [f"code: commit {str(old)[:12]} -> {new[:12]}"] if old and new and old != new else []
-
     def _start(self) -> None:
         try:
             self._take_folder()
@@ -295,6 +301,11 @@ class Experiment:
                 file.write(json.dumps(content, indent=2) + "\n")
         except OSError as error:  # a full disk must not end a run that could still finish
             logger.error("status.json could not be written: %s", error)
+
+
+def _code_changes(old: Any) -> list[str]:
+    new = code_version()
+    return [f"code: commit {str(old)[:12]} -> {new[:12]}"] if old and new and old != new else []
 
 
 def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:

@@ -19,7 +19,8 @@ Series = list[tuple[int, float]]
 """(iteration, value), in the order of the iterations."""
 
 _STATUS = {"state": str, "began_at_iter": int, "last_committed_iter": int, "launches": list}
-_LAUNCH = {"state": str, "from_iter": int, "to_iter": int, "launched": str, "ended": str, "machine": dict}
+_LAUNCH = {"state": str, "from_iter": int, "to_iter": int, "launched": str, "ended": str, "machine": dict,
+           "options": str}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
