@@ -44,6 +44,15 @@ def test_rows_behind_which_a_launch_went_back_are_left_out(
     assert [iteration for iteration, _ in read_history(tmp_path).series["train"]["G_loss"]] == shown
 
 
+def test_rows_that_somebody_sorted_by_split_are_all_shown(tmp_path: Path) -> None:
+    lines = [f"{iteration},0,{split},.1,2.0,,,,\n" for split in ("test", "train") for iteration in (10, 20, 30)]
+    (tmp_path / "metrics.csv").write_text(HEADER + "".join(lines))
+    (tmp_path / "status.json").write_text(json.dumps({"launches": [launch(0, 30, "RUNNING")] * 3}))
+    series = read_history(tmp_path).series
+    assert [iteration for iteration, _ in series["test"]["G_loss"]] == [10, 20, 30]
+    assert [iteration for iteration, _ in series["train"]["G_loss"]] == [10, 20, 30]
+
+
 def test_what_somebody_wrote_into_the_metrics_is_left_out(tmp_path: Path) -> None:
     lines = ["10,0,train,.1,two,50,,,\n", "my note\n", "20,0,train,.1,1.9,60,,,,,,\n"]
     (tmp_path / "metrics.csv").write_text(HEADER + "".join(lines))

@@ -8,6 +8,7 @@ import itertools
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,17 +98,23 @@ def read_metrics(path: Path, num_launches: int = 0) -> dict[tuple[int, str], dic
     """The rows of metrics.csv by iteration and split; a later row wins. Rows without an iteration are left out.
 
     num_launches: of the run. Where one of them went back, the rows of later iterations are of weights that are gone,
-    and left out too; unless the iterations go down more often than that, because somebody has sorted the rows.
+    and left out too; unless a split goes back more often than that, because somebody has sorted the rows.
     """
     columns, *rows = _table(_content(path)) or [[]]
     named = [row for each in rows if (row := dict(zip(columns, each, strict=True)))["iter"].isdecimal()]
-    iterations = [int(row["iter"]) for row in named]
-    goes_back = [now < before for before, now in itertools.pairwise([0, *iterations])]
+    keys = [(int(row["iter"]), row["split"]) for row in named]
+    latest: dict[str, int] = {}  # of each split: all rows of one may stand before those of another
+    goes_back = []
+    for iteration, split in keys:
+        goes_back.append(iteration < latest.get(split, 0))
+        latest[split] = iteration
+    times = Counter(split for (_, split), is_back in zip(keys, goes_back, strict=True) if is_back)
+    is_sorted = max(times.values(), default=0) >= num_launches
     found: dict[tuple[int, str], dict[str, str]] = {}
-    for iteration, is_back, row in zip(iterations, goes_back, named, strict=True):
-        if is_back and sum(goes_back) < num_launches:
-            found = {key: kept for key, kept in found.items() if key[0] <= iteration}
-        found[iteration, row["split"]] = row
+    for key, is_back, row in zip(keys, goes_back, named, strict=True):
+        if is_back and not is_sorted:
+            found = {kept: value for kept, value in found.items() if kept[0] <= key[0]}
+        found[key] = row
     return found
 
 
