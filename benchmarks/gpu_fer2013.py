@@ -23,6 +23,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -145,7 +146,7 @@ class BareLoop:
     """Forward, backward and update on staged batches: no data, no average, no clipping, no log."""
 
     def __init__(
-        self, opt: Options, device: torch.device, batches: list[Batch], options: dict[str, bool] | None = None
+        self, opt: Options, device: torch.device, batches: list[Batch], options: dict[str, Any] | None = None
     ) -> None:
         self._net = define_G(opt.netG).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._optimizer = define_optimizer(self._net, opt.train)
