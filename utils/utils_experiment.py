@@ -230,8 +230,9 @@ class Experiment:
                     "status.json says that iteration %s was saved, but %s holds no set: the run starts from iteration "
                     "0.", f"{self.last_committed_iter:,}", self.models,
                 )  # fmt: skip
-            for name in ("best_model.pth", "final_model.pth"):
-                self._checkpoints.set_aside(name, "is of a run that starts again from iteration 0")
+            if self.last_committed_iter or self._began_at is None:  # else killed before its first set: it comes again
+                for name in ("best_model.pth", "final_model.pth"):
+                    self._checkpoints.set_aside(name, "is of a run that starts again from iteration 0")
         self._begin_launch(resume.iteration if resume else 0)
         reached("resume point chosen", self.folder)
         return resume
