@@ -90,6 +90,8 @@ def test_a_syntax_error_is_shown_where_the_user_made_it(write: Any, text: str, p
         ('{\n# a comment\n"a": 1}', ":2:1: a comment in JSON begins with //"),
         ('{"NaN": "NaN",\n "a": NaN}', ":2:7: NaN is not allowed; give a finite number or null"),
         ('{"a": [1, -1e999]}', ":1:11: -1e999 is not allowed; it is too large for a number"),
+        ('{"NaNs": 1, "a": NaNs}', ":1:18: NaN is not allowed; give a finite number or null"),
+        ('{"a": 1e999abc}', ":1:7: 1e999 is not allowed; it is too large for a number"),
     ],
 )
 def test_a_mistake_in_json_is_said_in_plain_words(write: Any, text: str, reason: str) -> None:

@@ -131,7 +131,7 @@ def _parse_json(text: str, source: str) -> Any:
         _refuse(source, text, error.pos, _plainly(error.msg, _JSON_MISTAKES))
     except _NumberError as error:
         number, reason = error.args
-        found = next(each for each in NUMBER_OR_STRING.finditer(cleaned) if each.group() == number)
+        found = next(each for each in NUMBER_OR_STRING.finditer(cleaned) if each.group().startswith(number))
         _refuse(source, text, found.start(), reason)
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
