@@ -18,7 +18,6 @@ from models.probe import probe_test
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment
-from utils.utils_file import code_version
 from utils.utils_metrics import MetricValue, spoken, with_unit
 from utils.utils_option import Options, to_dict
 from utils.utils_progress import Progress
@@ -43,7 +42,7 @@ class Tester:
     ) -> None:  # fmt: skip
         self._opt, self._dist, self._stop, self._experiment, self._sources = opt, dist, stop, experiment, sources
         self._model, self._stream = model, stream
-        self._machine = {**machine, "code": code_version()}
+        self._machine = machine
         self._loaders = define_test_loaders(sources, dist)
         self.progress = saved
         if "test" in sources:

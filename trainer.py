@@ -23,6 +23,7 @@ from utils.utils_device import device_name, precision_name, trains_faster_in_bf1
 from utils.utils_dist import Dist, leave_process_group
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
+from utils.utils_file import code_record
 from utils.utils_image import image_grid, is_picture
 from utils.utils_logger import print_block
 from utils.utils_metrics import spoken, with_unit
@@ -60,11 +61,13 @@ class Trainer:
         self._loader = define_train_loader(
             train, self.stream, dist, self._seed, self.start_iter, opt.train.G_accumulation_steps
         )
-        dist.same_on_machines(self.model.record)
+        code = code_record()
+        dist.same_on_machines(lambda: {"code": str(code["code"]), **self.model.record()})
         self._machine_record = {**machine_record(self.opt, dist), **train.record, **self.model.record()}
         self.tests = Tester(
-            self.opt, dist, stop, experiment, sources, self.model, self.stream, self._saved, self._machine_record
-        )
+            self.opt, dist, stop, experiment, sources, self.model, self.stream, self._saved,
+            {**self._machine_record, **code},
+        )  # fmt: skip
         self._stream_record = {
             "seed": self._seed,
             "batch_size": self.stream.batch_size,

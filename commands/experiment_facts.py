@@ -268,9 +268,10 @@ def _commands(
     again["train.manual_seed"] = manifest.stream.get("seed") if manifest else None
     changes = "".join(f" --set {key}={value}" for key, value in again.items() if value is not None)
     line = f"{launcher} main_train.py -opt {shlex.quote(str(first))}{changes}"
-    checkout = [f"git checkout {machine['code']}"] if machine.get("code") else []
+    checkout = [f"git checkout {machine['commit']}"] if machine.get("commit") else []
     later = [launch.get("machine", {}) for launch in history.launches[1:]]
-    others = [key for key, value in machine.items() if any(each.get(key, value) != value for each in later)]
+    decisive = {key: value for key, value in machine.items() if key != "commit"}
+    others = [key for key, value in decisive.items() if any(each.get(key, value) != value for each in later)]
     warnings = [f"# Not bit for bit: later launches had other {', '.join(others)}"] if others else []
     if changed := differing([dict(leaves(options)) for options in launched_with]):
         warnings.append(f"# The first launch; later ones had other {', '.join(changed)}")

@@ -20,7 +20,7 @@ def pack_model(
 
     metrics: those of the test that these weights passed. raw_input: any (C, H, W). transforms: what an input needs
     after uint8 to [0, 1]. synthetic: what stood in for missing data, in words. fingerprint: of the data of the test.
-    machine: what decides the order of float operations, and the commit of the code.
+    machine: what decides the order of float operations, and the code.
     """
     options = to_dict(model.opt)
     return {

@@ -15,6 +15,7 @@ it lets as many go by as "skip" says.
 "audit" names a file that gets a line for every path that any process of the run opens for writing, makes or removes.
 "record" names a folder where each rank writes down the samples that its updates are fed.
 "trace" names a file that gets a line for every failpoint reached on rank 0: its name, a tab, and the file.
+"code" is what that rank takes for the hash of the code.
 "forget" names what a resume leaves out: "optimizerG", "E", "buffers", "position", "progress" or "buckets".
 """
 
@@ -240,6 +241,10 @@ def arm(accident: Accident) -> None:
         prepare_disk(accident)
     if "forget" in accident:
         forget(accident["forget"])
+    elif "code" in accident:
+        if own_rank() == accident.get("rank", 0):
+            for module in (trainer, utils.utils_experiment):
+                module.code_record = lambda: {"code": accident["code"], "commit": None}  # type: ignore[attr-defined]
     elif "audit" in accident:
         audit(Path(accident["audit"]))
     elif "record" in accident:

@@ -411,6 +411,17 @@ def test_machines_with_other_files_are_refused(new_run: NewRun, tmp_path: Path, 
         assert new_run(named[0]).launch(*changes, num_ranks=2, homes=(first, first)).statuses == [0, 0]
 
 
+def test_machines_with_other_code_are_refused(new_run: NewRun, tmp_path: Path) -> None:
+    """Ranks of one machine have one code; of two, one may have been edited or not pulled."""
+    edited: Accident = {"code": "edited", "rank": 1}
+    short = ("--set", "train.total_iter=1")
+    assert new_run().launch(*short, accidents=[edited], num_ranks=2).statuses == [0, 0]
+    ended = new_run("two").launch(*short, accidents=[edited], num_ranks=2, homes=(tmp_path, tmp_path))
+    assert ended.statuses == [2, 2]
+    for output in ended.outputs:
+        assert "code: rank 1, on another machine, finds something else there than rank 0" in output
+
+
 @pytest.mark.parametrize(
     ("environment", "status", "said"),
     [
@@ -443,8 +454,12 @@ def test_a_sample_that_only_another_rank_draws_is_named_by_it(server: RunServer,
     assert "Traceback" not in ended.output + ended.outputs[1]
 
 
-@pytest.mark.parametrize("change", [(), ("--set", "train.G_optimizer_lr=0.3")])
-def test_a_best_model_that_comes_again_with_other_weights_is_set_aside(new_run: NewRun, change: Sequence[str]) -> None:
+@pytest.mark.parametrize(
+    ("change", "code"), [((), None), (("--set", "train.G_optimizer_lr=0.3"), None), ((), "edited")]
+)
+def test_a_best_model_that_comes_again_with_other_weights_is_set_aside(
+    new_run: NewRun, change: Sequence[str], code: str | None
+) -> None:
     """The best came between the last set and a kill, and was written over the one that the set calls the best."""
     options = {"train__checkpoint_test": 2, "train__G_scheduler_type": "Constant", "train__total_iter": 8}
     run = new_run(**options, val__best_metric="loss", val__best_mode="min", train__E_decay=0.0)
@@ -453,14 +468,15 @@ def test_a_best_model_that_comes_again_with_other_weights_is_set_aside(new_run: 
         path.unlink()
     lost = run.model("best_model.pth")
     assert lost["iter"] > 4
-    ended = run.launch(*change)
+    ended = run.launch(*change, accidents=[{"code": code}] if code else [])
     assert ended.status == 0
     assert "EXACT" in ended.output
+    assert ("changed     code: edited since then" in re.sub(" {2,}", "     ", ended.output)) == bool(code)
     aside = "best_model.pth is of an iteration that comes again with other weights" in ended.output
-    assert aside == bool(change) == (run.models / "quarantine" / "best_model.pth").exists()
+    assert aside == bool(change or code) == (run.models / "quarantine" / "best_model.pth").exists()
     best = run.model("best_model.pth")
     assert best["iter"] == run.manifest(8)["progress"]["best_iter"]
-    assert same_tensors(best["model_state_dict"], lost["model_state_dict"]) != aside
+    assert same_tensors(best["model_state_dict"], lost["model_state_dict"]) != bool(change)
 
 
 def test_a_best_model_of_a_lost_launch_on_other_ranks_is_set_aside(new_run: NewRun) -> None:

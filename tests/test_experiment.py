@@ -265,20 +265,25 @@ def test_changes_are_those_since_the_last_launch_that_trained(make: Callable[...
         assert experiment.changes() == ["train.G_optimizer_lr: 0.01 -> 0.5", "train.total_iter: 6 -> 7"]
 
 
-def test_another_commit_is_a_change(monkeypatch: pytest.MonkeyPatch, make: Callable[..., Experiment]) -> None:
-    versions = iter(["a" * 40, "a" * 40, "b" * 40])
+def test_edited_code_and_another_commit_are_changes(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[..., Experiment]
+) -> None:
+    """The last launch has what was edited in a commit, or comes with a commit of other files."""
+    codes = [("a", "1"), ("a", "1"), ("a", "2"), ("b", "2"), (None, "3"), ("b", "4"), ("c", "5")]
+    commit, edited = f"code: commit {'b' * 12} -> {'c' * 12}", "code: edited since then"
     unknown = "options/ is missing, empty or not readable, so changes of options are not known"
-    for said in ([unknown], [], [f"code: commit {'a' * 12} -> {'b' * 12}"]):
-        version = next(versions)
-        monkeypatch.setattr(utils_experiment, "code_version", lambda version=version: version)
+    said = [[unknown], [], [edited], [], [edited], [edited], [commit]]
+    for (version, code), changes in zip(codes, said, strict=True):
+        record = {"commit": version and version * 40, "code": code}
+        monkeypatch.setattr(utils_experiment, "code_record", lambda record=record: record)
         with make() as experiment:
             experiment.find_resume_point(("G",))
-            assert experiment.changes() == said
+            assert experiment.changes() == changes
             experiment.save_options()
     for path in (experiment.folder / "options").iterdir():
         path.unlink()
     assert "is missing, empty or not readable" in experiment.changes()[0]
-    assert experiment.changes()[1:] == said, "what has changed of the code is known all the same"
+    assert experiment.changes()[1:] == [commit], "what has changed of the code is known all the same"
 
 
 def test_changes_are_those_since_the_launch_that_saved_the_set(
@@ -286,8 +291,9 @@ def test_changes_are_those_since_the_launch_that_saved_the_set(
 ) -> None:
     """The second launch is killed before it saves one, the third is refused before it trains."""
     other = {"train__G_optimizer_lr": 0.5}
-    for commit, iteration, changes in (("a", 4, {}), ("b", None, other), ("b", None, other)):
-        monkeypatch.setattr(utils_experiment, "code_version", lambda commit=commit: commit * 40)
+    for code, iteration, changes in (("a", 4, {}), ("b", None, other), ("b", None, other)):
+        record = {"commit": code * 40, "code": code}
+        monkeypatch.setattr(utils_experiment, "code_record", lambda record=record: record)
         with make(**changes) as experiment:
             experiment.find_resume_point(PARTS)
             if iteration or not experiment._earlier_launches[1:]:
@@ -296,9 +302,9 @@ def test_changes_are_those_since_the_launch_that_saved_the_set(
                 save(experiment, iteration)
     with make(**other) as experiment:
         experiment.find_resume_point(PARTS)
-        code = f"code: commit {'a' * 12} -> {'b' * 12}"
-        assert experiment.changes() == ["train.G_optimizer_lr: 0.01 -> 0.5", code]
-    monkeypatch.setattr(utils_experiment, "code_version", lambda: "a" * 40)
+        changed = f"code: commit {'a' * 12} -> {'b' * 12}"
+        assert experiment.changes() == ["train.G_optimizer_lr: 0.01 -> 0.5", changed]
+    monkeypatch.setattr(utils_experiment, "code_record", lambda: {"commit": "a" * 40, "code": "a"})
     with make() as experiment:
         experiment.find_resume_point(PARTS)
         assert experiment.changes() == []

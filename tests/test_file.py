@@ -16,6 +16,7 @@ from utils.utils_file import (
     TEMPORARY_NAME,
     atomic_write,
     cache_folder,
+    code_record,
     fsync_directory,
     make_folder,
     project_path,
@@ -149,3 +150,47 @@ def test_only_a_file_system_that_cannot_sync_directories_is_excused(
 def test_the_path_of_an_option_is_below_the_project_unless_it_says_otherwise(given: str, meant: Path | None) -> None:
     """A home folder that does not exist is no error here: whoever opens the file will name it."""
     assert project_path(given) == (meant or PROJECT_FOLDER / given)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of a few files; returns its folder."""
+    for name in ("main_train.py", "models/network.py", "models/own/net.py", "data/set.py", "utils/log.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("pass\n")
+    monkeypatch.setattr("utils.utils_file.PROJECT_FOLDER", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["main_train.py", "models/network.py", "models/own/net.py", "data/new.py"])
+def test_an_edited_or_added_file_is_other_code(project: Path, name: str) -> None:
+    before = code_record()
+    assert code_record() == before
+    (project / name).write_text("pass  # otherwise\n")
+    assert code_record()["code"] != before["code"]
+
+
+def test_a_renamed_file_is_other_code(project: Path) -> None:
+    before = code_record()
+    (project / "data/set.py").rename(project / "data/sets.py")
+    assert code_record()["code"] != before["code"]
+
+
+@pytest.mark.parametrize("name", ["tests/test_net.py", "options/fer.json", "models/.#net.py", "models/net.py~"])
+def test_what_no_training_imports_is_not_its_code(project: Path, name: str) -> None:
+    before = code_record()
+    (project / name).parent.mkdir(exist_ok=True)
+    (project / name).write_text("{}")
+    (project / "models/gone.py").symlink_to("nowhere.py")
+    assert code_record() == before
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_the_commit_is_read_from_the_repository(project: Path, is_packed: bool) -> None:
+    assert code_record()["commit"] is None
+    identity = ("-c", "user.name=a", "-c", "user.email=b")
+    for command in (("init", "-q"), ("add", "."), (*identity, "commit", "-qm", "All"), ("pack-refs",) * is_packed):
+        if command:
+            subprocess.run(["git", *command], cwd=project, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project, check=True, capture_output=True, text=True)
+    assert code_record()["commit"] == head.stdout.strip()

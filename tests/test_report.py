@@ -161,6 +161,12 @@ def test_interruptions_are_marked_and_listed(experiment: Path, report: Callable[
     ):
         assert text in page.text
     assert "Not bit for bit" not in page.text
+    for number, start in enumerate(launches):
+        start["machine"] = {"ranks": 2, "code": "same files", "commit": f"{number}abc"}
+    change_json(experiment / "status.json", launches=launches)
+    page = report(experiment)
+    assert "git checkout 0abc" in page.text
+    assert "Not bit for bit" not in page.text
     launches[2]["machine"] = {"ranks": 1}
     change_json(experiment / "status.json", launches=launches)
     assert "Not bit for bit: later launches had other ranks" in report(experiment).text

@@ -26,7 +26,7 @@ from utils.utils_device import chosen_amp, compiler_name, device_name, nccl_name
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_failpoint import reached
-from utils.utils_file import TEMPORARY_NAME, atomic_write, code_version, make_folder, project_path
+from utils.utils_file import TEMPORARY_NAME, atomic_write, code_record, make_folder, project_path
 from utils.utils_history import read_status, saved_options, stamp_of_launch
 from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
@@ -112,7 +112,7 @@ class Experiment:
         return self._on_main_disk(lambda: self._find_resume_point(parts))
 
     def changes(self) -> list[str]:
-        """What differs from the launch that saved the set resumed from, as "key: old -> new": options, and the commit.
+        """What differs from the launch that saved the set resumed from, as "key: old -> new": options, and the code.
 
         Launches since, which were refused or killed before they saved one, do not count. Where status.json does not
         know that launch, it is the one before.
@@ -128,7 +128,7 @@ class Experiment:
             options = [f"options/{name} is missing, empty or not readable, so changes of options are not known"]
         else:
             options = utils_option.changes(old, utils_option.to_dict(self.opt))
-        return [*options, *_code_changes(origin.get("machine", {}).get("code"))]
+        return [*options, *_code_changes(origin.get("machine", {}))]
 
     def save_options(self) -> None:
         """Write options/<stem>_<time>.json, which reproduces this launch."""
@@ -242,7 +242,7 @@ class Experiment:
         self.last_committed_iter = from_iter
         if self._began_at is None:
             self._began_at = from_iter
-        software = {"python": platform.python_version(), "system": platform.platform(), "code": code_version()}
+        software = {"python": platform.python_version(), "system": platform.platform(), **code_record()}
         self._launch = {
             "launched": f"{datetime.datetime.now():%F %T}",
             "from_iter": from_iter,
@@ -304,9 +304,12 @@ class Experiment:
             logger.error("status.json could not be written: %s", error)
 
 
-def _code_changes(old: Any) -> list[str]:
-    new = code_version()
-    return [f"code: commit {str(old)[:12]} -> {new[:12]}"] if old and new and old != new else []
+def _code_changes(old: Mapping[str, Any]) -> list[str]:
+    new = code_record()
+    if old.get("code") in (None, new["code"]):
+        return []
+    before, now = (str(each["commit"])[:12] if each.get("commit") else None for each in (old, new))
+    return [f"code: commit {before} -> {now}" if before and now and before != now else "code: edited since then"]
 
 
 def machine_record(opt: Options, dist: Dist) -> dict[str, Any]:

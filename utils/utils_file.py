@@ -178,7 +178,18 @@ def make_room_for(path: Path) -> None:
                     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
-def code_version() -> str | None:
+def code_record() -> dict[str, str | None]:
+    """commit: that is checked out; code: a hash of the .py files that a training may import, committed or not."""
+    # No deeper than a package in these folders: people put millions of images into data/.
+    folders = [f"{name}/{rest}" for name in ("data", "models", "utils") for rest in ("", "*/")]
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in ("", *folders) for path in PROJECT_FOLDER.glob(f"{folder}[!.]*.py")):
+        with contextlib.suppress(OSError):  # nor could it be imported
+            digest.update(f"{path.relative_to(PROJECT_FOLDER)}\0{sha256_of(path)}\n".encode())
+    return {"commit": _commit(), "code": digest.hexdigest()[:16]}
+
+
+def _commit() -> str | None:
     """The commit that is checked out, if the project is a git repository; read from its files, git is not called."""
     git = project_path(".git")
     try:
