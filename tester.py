@@ -58,6 +58,8 @@ class Tester:
             )
             experiment.set_aside_model("best_model.pth", "was the best before")
             self._choose_anew()
+        elif dist.on_main(self._was_chosen_anew):
+            self._choose_anew()
         self._pictures = self._define_pictures()
         self.result: dict[str, MetricValue] = {}
         self.last_iter = -1
@@ -150,6 +152,14 @@ class Tester:
             self._pictures.finish(self.progress.best_iter or None)
         elif self._pictures:
             self._pictures.draw()
+
+    def _was_chosen_anew(self) -> bool:
+        """Whether best_model.pth is no better than the best that the set knows: a launch since then had lost that."""
+        model, val = self._experiment.model("best_model.pth"), self._opt.val
+        value = model.get("metrics", {}).get(val.best_metric)
+        if model["iter"] <= self.progress.best_iter or value is None:
+            return False
+        return self.progress.after_test(model["iter"], value, val.best_mode).best_iter != model["iter"]
 
     def _choose_anew(self) -> None:
         """Forget what was best; a test that is due where this launch begins is made again and counts."""

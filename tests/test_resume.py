@@ -41,6 +41,14 @@ __all__ = ["many_faces", "new_run", "server", "straight"]  # fixtures
 
 SIGTERM = 128 + signal.SIGTERM
 
+# Either mode is allowed with this metric, and its values go up and down.
+CONFIDENCE = {"train__G_scheduler_type": "Constant", "train__G_optimizer_lr": 0.1, "train__E_decay": 0.0,
+              "val__metrics": ["confidence"], "val__best_metric": "confidence"}  # fmt: skip
+
+
+def confidences(run: Run) -> dict[int, float]:
+    return {iteration: float(row["confidence"]) for iteration, row in run.rows("test").items()}
+
 
 def resumed_from(ended: Ended) -> int:
     return int(ended.output.partition("resumed from iteration ")[2].partition(":")[0].replace(",", ""))
@@ -123,15 +131,12 @@ def test_a_test_that_is_cut_off_in_its_second_data_set_is_caught_up_on(new_run: 
 
 def test_a_best_model_that_no_set_knows_is_not_replaced_by_a_worse_one(new_run: NewRun) -> None:
     """The test that a stop cut off at the end was made up for after the set was saved; then the run is prolonged."""
-    constant = {"train__G_scheduler_type": "MultiStepLR", "train__G_scheduler_milestones": [1000],
-                "train__G_optimizer_lr": 0.1, "train__E_decay": 0.0, "val__metrics": ["confidence"],
-                "val__best_metric": "confidence"}  # either mode is allowed with it  # fmt: skip
-    whole = new_run(**constant, train__checkpoint_test=1)
+    whole = new_run(**CONFIDENCE, train__checkpoint_test=1)
     assert whole.launch().status == 0
-    found = {iteration: float(row["confidence"]) for iteration, row in whole.rows("test").items()}
+    found = confidences(whole)
     assert len(set(found.values())) > 1
     best, mode = next((each, name) for name in ("max", "min") if found[each := _extreme(found, name)] != found[LAST])
-    run = new_run(**constant, train__total_iter=best, train__checkpoint_test=100, val__best_mode=mode)
+    run = new_run(**CONFIDENCE, train__total_iter=best, train__checkpoint_test=100, val__best_mode=mode)
     stop_and_relaunch(run, kill("test", best, signal.SIGTERM), 1)
     assert run.manifest(best)["progress"]["best_iter"] == 0
     assert run.launch("--set", f"train.total_iter={LAST}").status == 0
@@ -153,6 +158,19 @@ def test_a_best_model_that_is_not_there_is_chosen_anew(new_run: NewRun, is_finis
     tested = {iteration: float(row["accuracy"]) for iteration, row in run.rows("test").items() if iteration > 11}
     assert run.model("best_model.pth")["metrics"]["accuracy"] == max(tested.values())
     assert "Nothing is left to do" in run.launch().output
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_best_model_that_was_chosen_anew_is_not_compared_with_the_lost_one(new_run: NewRun, mode: str) -> None:
+    """The launch that chose anew is killed before it has saved a set: the newest one still knows the lost model."""
+    run = new_run(**CONFIDENCE, train__checkpoint_test=1, val__best_mode=mode)
+    assert run.launch(accidents=[kill("step", 6)]).status == -9
+    (run.models / "best_model.pth").unlink()
+    assert run.launch(accidents=[kill("step", 7)]).status == -9
+    assert run.launch().status == 0
+    since = {iteration: value for iteration, value in confidences(run).items() if iteration >= 4}
+    best = run.model("best_model.pth")["iter"]
+    assert best == run.manifest(LAST)["progress"]["best_iter"] == _extreme(since, mode)
 
 
 def _extreme(found: dict[int, float], mode: str) -> int:
