@@ -234,6 +234,16 @@ def test_parts_that_are_not_enabled_do_not_count(tmp_path: Path, logged: pytest.
     assert "do not belong together" not in messages(logged.records)
 
 
+def test_a_set_without_a_part_that_is_enabled_since_is_no_mismatch(
+    tmp_path: Path, logged: pytest.LogCaptureFixture
+) -> None:
+    """The average was switched off in between, and is on again."""
+    checkpoints = commit(tmp_path, 4)
+    checkpoints.commit({part: states(8)[part] for part in ("G", "optimizerG")}, manifest(8), 0)
+    assert holds(checkpoints.find_resume_point(PARTS), 8)
+    assert not messages(logged.records, logging.WARNING)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("part", PARTS)
 def test_a_damaged_file_is_named_and_its_set_is_set_aside_and_passed_over(

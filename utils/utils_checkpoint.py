@@ -145,7 +145,7 @@ class CheckpointFolder:
         if not self.folder.is_dir():
             return None
         manifests = list_manifests(self.folder)
-        self._report_mismatch(parts)
+        self._report_mismatch(parts, manifests)
         if not manifests:
             self._quarantine_uncommitted(math.inf, began_at)
             return self._find_without_manifest(parts)
@@ -232,9 +232,10 @@ class CheckpointFolder:
                 (self.folder / set_file_name(iteration, part)).unlink(missing_ok=True)
                 reached("old part removed", self.folder / set_file_name(iteration, part))
 
-    def _report_mismatch(self, parts: Sequence[str]) -> None:
+    def _report_mismatch(self, parts: Sequence[str], manifests: Mapping[int, Path]) -> None:
         steps = {part: find_last_checkpoint(self.folder, part)[0] for part in parts}
-        if len(set(steps.values())) > 1:
+        # A committed set may lack a part that is enabled now: an average that was switched on since.
+        if len(set(steps.values())) > 1 and max(steps.values()) not in manifests:
             named = ", ".join(f"{part} at {step or 'none'}" for part, step in steps.items())
             logger.warning("The newest files do not belong together (%s); the newest complete set is taken.", named)
 
