@@ -1,6 +1,7 @@
 """CheckpointManager: whole files only, nothing lost at any instant, nothing touched that is not its own."""
 
 import collections
+import concurrent.futures
 import errno
 import itertools
 import logging
@@ -603,6 +604,16 @@ def test_two_managers_in_one_folder_see_each_others_files(tmp_path: Path) -> Non
     assert age(second.load_latest_checkpoint()) == age(first.load_latest_checkpoint()) == 5
     first.save_epoch_checkpoint(state(6), 6)
     assert age(second.load_latest_checkpoint()) == 6
+
+
+def test_threads_that_save_the_same_file_wait_for_each_other(tmp_path: Path) -> None:
+    def save_best(number: int) -> None:
+        CheckpointManager(tmp_path).save_best_model(state(number), number)
+
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        list(threads.map(save_best, range(40)))
+    assert age(CheckpointManager(tmp_path).load_best_model()) in range(40)
+    assert names(tmp_path) == {BEST_MODEL_NAME}
 
 
 def ended_process() -> int:

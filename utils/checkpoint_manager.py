@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ INTERRUPT_CKPT_NAME = "interrupt_checkpoint.pth"
 _LOADED_CKPT_NAME = "interrupt_checkpoint.loaded.pth"
 _EPOCH_NAME = re.compile(rf"{EPOCH_CKPT_PREFIX}(0|[1-9][0-9]*)\.pth")
 
+# Threads would share a temporary file. Reentrant: a signal handler may save in the middle of a save.
+_saving = threading.RLock()
+
 
 class CheckpointManager:
     """Saves and loads the dicts of one training run in `save_dir`, which the first save creates.
@@ -32,7 +36,7 @@ class CheckpointManager:
     A state is a dict of whatever `torch.load(weights_only=True)` accepts. A save is durable when it returns. It raises
     TypeError for any other object, FloatingPointError for NaN or infinity in a tensor, and OSError when the disk is
     full; the older files then stay as they were. Loads return a dict whose tensors are on `device`, or None; a
-    damaged file is logged and passed over, never removed. One process saves; any number may load.
+    damaged file is logged and passed over, never removed. One process saves, from any thread; any number may load.
 
     An interrupt checkpoint is used once, and is not lost if the run that has loaded it crashes:
       interrupt_checkpoint.pth         saved. It is the latest, whatever epochs there are. Loading it renames it to
@@ -123,7 +127,7 @@ class CheckpointManager:
         check_finite(path.name, _checked_state(path.name, state))
         self._make_folder()
         self._remove_stale_temporaries()
-        with atomic_write(path) as file:
+        with _saving, atomic_write(path) as file:
             write_state(file, path.name, _moved(state, torch.device("cpu")))
             if replaced and replaced.exists():
                 os.fsync(file.fileno())  # before the rename, so that a full disk leaves everything as it is
