@@ -87,25 +87,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
     names either. A moment is laid out like its parameter, whatever the strides in the file: fused kernels walk both in
     memory order. The state of an optimizer that is none of ours is restored as it was saved.
     """
-    # A network may have frozen some of them for now, and what was built frozen is not the optimizer's.
-    trained = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
-    trainable = {name: parameter for name, parameter in net.named_parameters() if parameter in trained}
     is_ours, restored = type(optimizer) in _MOMENT, 0
     own = type(optimizer).__name__
     before = saved.get("type", own)  # KAIR's files do not say
     if before != own and not (is_ours and before in {each.__name__ for each in _MOMENT}):
         logger.warning("optimizerG: what %s has saved means nothing to %s, which starts afresh.", before, own)
         return False
-    in_order = list(trainable)
-    if not any("param_names" in group for group in optimizer.param_groups):  # a user's, in an order of its own
-        places = {parameter: place for place, parameter in enumerate(trained)}
-        in_order.sort(key=lambda name: places[trainable[name]])
-    for name, index in _saved_names(saved, in_order).items():
-        parameter, moments = trainable.get(name), saved["state"].get(index)
-        if parameter is None or moments is None:
+    trained = _trained(optimizer, net)
+    for name, index in _saved_names(saved, list(trained)).items():
+        moments = saved["state"].get(index)
+        if name not in trained or moments is None:
             continue
+        parameter, group = trained[name]
         if is_ours:
-            moment = _moment(optimizer, trained[parameter])
+            moment = _moment(optimizer, group)
             # SGD's momentum is a sum, Muon's a mean.
             if moment not in moments or (moment == "momentum_buffer" and before != own):
                 continue
@@ -114,18 +109,29 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], n
                 logger.warning("optimizerG: the state of %s has another shape and starts afresh.", name)
                 continue
         else:
-            state = {key: _as_saved(key, value, parameter, trained[parameter]) for key, value in moments.items()}
+            state = {key: _as_saved(key, value, parameter, group) for key, value in moments.items()}
         optimizer.state[parameter] = state
         restored += 1
     if not is_ours:
         _restore_groups(optimizer, saved)
     num_known = sum(len(group["params"]) for group in saved["param_groups"])
     # A parameter that has had no gradient yet has no state either.
-    is_whole = restored == len(saved["state"]) and num_known >= len(trainable)
+    is_whole = restored == len(saved["state"]) and num_known >= len(trained)
     if saved["state"] and not is_whole:
-        logger.warning("optimizerG: the state of %d of %d parameters was restored.", restored, len(trainable))
+        logger.warning("optimizerG: the state of %d of %d parameters was restored.", restored, len(trained))
     _log_differences(optimizer, saved)
     return is_whole and (restored > 0 or before == own)
+
+
+def _trained(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, tuple[nn.Parameter, dict[str, Any]]]:
+    """Parameter and group of what the optimizer moves, by name, in the order of a file without names."""
+    groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
+    # A network may have frozen some of them for now, and what was built frozen is not the optimizer's.
+    trained = {name: (each, groups[each]) for name, each in net.named_parameters() if each in groups}
+    if any("param_names" in group for group in optimizer.param_groups):
+        return trained
+    places = {parameter: place for place, parameter in enumerate(groups)}  # a user's, in an order of its own
+    return dict(sorted(trained.items(), key=lambda item: places[item[1][0]]))
 
 
 def _moment(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> str:
