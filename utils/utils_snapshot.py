@@ -91,12 +91,8 @@ class Snapshot:
         return _copied(state)
 
     def _buffer(self, place: tuple[Any, ...], source: torch.Tensor) -> torch.Tensor:
-        buffer = self._buffers.get(place)
-        if buffer is None or (buffer.shape, buffer.dtype, buffer.stride()) != (
-            source.shape,
-            source.dtype,
-            source.stride(),
-        ):
+        buffer, form = self._buffers.get(place), (source.shape, source.dtype, source.stride())
+        if buffer is None or (buffer.shape, buffer.dtype, buffer.stride()) != form:
             buffer = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
             self._buffers[place] = buffer
         return buffer
