@@ -274,7 +274,7 @@ class Trainer:
         elif not self._resume and opt.path.pretrained_netG:
             start += f", initialised from {opt.path.pretrained_netG}"
         num_batches = self.stream.num_samples / self.stream.batch_size
-        next_iter = min(self.start_iter + 1, self.total_iter)
+        next_iter = self.start_iter + 1
         position = int(self.stream.positions(next_iter)[0]) if self._dist.is_main else 0
         lines = {
             "experiment": str(self._experiment.folder),
