@@ -55,9 +55,10 @@ class RandomAffine:
                 f"random_affine: targets {tuple(batch['target'].shape)} would stay where they are while the images "
                 "move; use random_affine_joints for joints, or remove it"
             )
-        return {**batch, "input": self._moved(batch["input"], positions, seed)}
+        return {**batch, "input": self._moved(batch, positions, seed)}
 
-    def _moved(self, images: torch.Tensor, positions: Positions, seed: int) -> torch.Tensor:
+    def _moved(self, batch: Batch, positions: Positions, seed: int) -> torch.Tensor:
+        images = _images(self._name, batch)
         mirror, angle, zoom, shift_x, shift_y = self._draw(positions, seed)
         cos, sin = zoom * np.cos(angle), zoom * np.sin(angle)
         # The grid spans [-1, 1], twice the fraction of the image.
@@ -102,7 +103,7 @@ class RandomAffineJoints(RandomAffine):
         x, y, z = joints.unbind(-1)
         return {
             **batch,
-            "input": self._moved(batch["input"], positions, seed),
+            "input": self._moved(batch, positions, seed),
             "target": torch.stack([a * x + b * y, c * x + d * y, z], -1),
         }
 
@@ -118,7 +119,7 @@ class BrightnessContrast:
         self.brightness, self.contrast = brightness, math.log1p(contrast)
 
     def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
-        images = batch["input"]
+        images = _images("brightness_contrast", batch)
         draws = 2 * uniform(seed, "brightness_contrast", positions, 2) - 1
         gain = _per_image(np.exp(draws[:, 0] * self.contrast), images)
         offset = _per_image(draws[:, 1] * self.brightness, images)
@@ -141,14 +142,14 @@ class ColourJitter:
         self.gain, self.saturation = math.log1p(gain), math.log1p(saturation)
 
     def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
-        images = batch["input"]
+        images = _images("colour_jitter", batch)
         if images.shape[1] != 3:
             raise UserError(f"colour_jitter: images must have 3 channels (RGB), and these have {images.shape[1]}")
         draws = 2 * uniform(seed, "colour_jitter", positions, 4) - 1
         gain = _to(np.exp(draws[:, :3] * self.gain), images.device)[:, :, None, None]
         factor = _per_image(np.exp(draws[:, 3] * self.saturation), images)
         tinted = images * gain
-        red, green, blue = tinted.split(1, dim=1)
+        red, green, blue = torch.split(tinted, 1, dim=1)
         grey = 0.299 * red + 0.587 * green + 0.114 * blue  # luma of ITU-R BT.601
         return {**batch, "input": torch.clamp(grey + (tinted - grey) * factor, 0, 1)}
 
@@ -169,7 +170,7 @@ class RandomErasing:
         self.probability, self.area, self.aspect = probability, area, math.log(aspect)
 
     def __call__(self, batch: Batch, positions: Positions, seed: int) -> Batch:
-        images = batch["input"]
+        images = _images("random_erasing", batch)
         height, width = images.shape[-2:]
         chance, area, aspect, left, top = uniform(seed, "erasing", positions, 5).T
         fraction = self.area[0] + area * (self.area[1] - self.area[0])
@@ -187,25 +188,26 @@ class RandomErasing:
 
 
 class Normalize:
-    """(input - mean) / std, one number or one a channel."""
+    """(input - mean) / std of inputs (B, C, ...), one number or one a channel."""
 
     is_random = False
 
     def __init__(self, mean: float | list[float], std: float | list[float]) -> None:
-        self.mean, self.std = torch.tensor(mean).reshape(-1, 1, 1), torch.tensor(std).reshape(-1, 1, 1)
+        self.mean, self.std = torch.tensor(mean).reshape(-1), torch.tensor(std).reshape(-1)
         if not bool((self.std > 0).all()):
             raise UserError(f"normalize.std: {std} is not allowed; every value must be greater than 0")
 
     def __call__(self, batch: Batch, _positions: Positions, _seed: int) -> Batch:
-        images = batch["input"]
+        inputs = batch["input"]
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, images.shape[1]):  # it would broadcast, or not fit
+            if len(values) not in (1, inputs.shape[1]):  # it would broadcast, or not fit
                 raise UserError(
-                    f"normalize.{name}: {len(values)} values for images of {images.shape[1]} channels; give one "
+                    f"normalize.{name}: {len(values)} values for inputs of {inputs.shape[1]} channels; give one "
                     "number, or one for each channel"
                 )
-        self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-        return {**batch, "input": (images - self.mean).div_(self.std)}
+        self.mean, self.std = self.mean.to(inputs.device), self.std.to(inputs.device)
+        mean, std = (values.reshape(-1, *[1] * (inputs.ndim - 2)) for values in (self.mean, self.std))
+        return {**batch, "input": (inputs - mean).div_(std)}
 
 
 class Mixup:
@@ -305,6 +307,14 @@ def _affine_grid(matrix: torch.Tensor, height: int, width: int) -> torch.Tensor:
     a, b, c, d, e, f = matrix[:, :, None, None]
     # A pair of coordinates is a complex number: so they are summed, and written next to each other, in one pass.
     return torch.view_as_real(torch.complex(a * x, d * x) + torch.complex(b * y + c, e * y + f))
+
+
+def _images(name: str, batch: Batch) -> torch.Tensor:
+    """The inputs (B, C, H, W) of a batch; UserError that names the transform where they are no images."""
+    images: torch.Tensor = batch["input"]
+    if images.ndim != 4:
+        raise UserError(f"{name}: inputs must be images (B, C, H, W), and these are {tuple(images.shape)}; remove it")
+    return images
 
 
 def _mix(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

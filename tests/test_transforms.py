@@ -380,6 +380,14 @@ def test_targets_with_places_do_not_stay_behind(shape: tuple[int, ...]) -> None:
         RandomAffine()({**batch_of(images(4)), "target": allowed}, np.arange(4), SEED)
 
 
+@pytest.mark.parametrize("name", ["affine", "joints", "brightness", "colour", "erasing"])
+@pytest.mark.parametrize("shape", [(4, 64), (4, 3, 16)])
+def test_what_is_for_images_refuses_other_inputs(name: str, shape: tuple[int, ...]) -> None:
+    batch = {**batch_for(name, images(4)), "input": torch.rand(shape)}
+    with pytest.raises(UserError, match=re.escape(f"inputs must be images (B, C, H, W), and these are {shape}")):
+        RANDOM[name](batch, np.arange(4), SEED)
+
+
 # Colour.
 
 
@@ -508,9 +516,10 @@ def test_no_area_erases_nothing_and_the_whole_area_everything() -> None:
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0.5, 0.25), ([0.4, 0.5, 0.6], [0.1, 0.2, 0.3]), (0, 1), (0.1, [1, 2, 3])])
-def test_normalize_by_hand(mean: Any, std: Any) -> None:
-    inputs = images(4, 3)
-    shape = (1, -1, 1, 1)
+@pytest.mark.parametrize("shape", [(4, 3, 12, 12), (4, 3), (3, 3, 9), (2, 3, 4, 5, 6)])
+def test_normalize_by_hand(mean: Any, std: Any, shape: tuple[int, ...]) -> None:
+    inputs = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    shape = (1, -1, *[1] * (len(shape) - 2))
     expected = (inputs.numpy() - np.reshape(np.float32(mean), shape)) / np.reshape(np.float32(std), shape)
     assert np.allclose(apply(Normalize(mean, std), inputs)["input"].numpy(), expected, rtol=1e-6)
 
@@ -522,9 +531,9 @@ def test_normalize_by_nothing_is_refused(std: Any) -> None:
 
 
 @pytest.mark.parametrize(("channels", "mean", "std", "named"), [
-    (1, 0.5, [0.2, 0.3, 0.4], "normalize.std: 3 values for images of 1 channels"),
-    (3, [0.5, 0.4], 0.2, "normalize.mean: 2 values for images of 3 channels"),
-    (1, [0.5, 0.4, 0.3], 0.2, "normalize.mean: 3 values for images of 1 channels"),
+    (1, 0.5, [0.2, 0.3, 0.4], "normalize.std: 3 values for inputs of 1 channels"),
+    (3, [0.5, 0.4], 0.2, "normalize.mean: 2 values for inputs of 3 channels"),
+    (1, [0.5, 0.4, 0.3], 0.2, "normalize.mean: 3 values for inputs of 1 channels"),
 ])  # fmt: skip
 def test_normalize_for_other_channels_is_refused(channels: int, mean: Any, std: Any, named: str) -> None:
     with pytest.raises(UserError, match=re.escape(named)):
