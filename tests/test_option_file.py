@@ -217,6 +217,7 @@ def test_what_is_no_option_file(write: Any, tmp_path: Path) -> None:
     assert "an option file ends in .json, .yaml, .yml" in refusal(write("{}", "options.txt"))
     assert "is empty" in refusal(write(" \n", "a.json"))
     assert "but holds nothing" in refusal(write("# only a comment\n", "a.yaml"))
+    assert "but holds nothing" in refusal(write("// only\n/* comments */\n", "a.json"))
     assert "but holds a list" in refusal(write("[1]", "a.json"))
     assert "is not UTF-8 text" in refusal(write("{}".encode("utf-16"), "a.json"))
     assert "nested too deeply" in refusal(write("[" * 100_000, "a.json"))

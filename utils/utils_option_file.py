@@ -109,6 +109,8 @@ def _plainly(message: str, mistakes: Mapping[str, str]) -> str:
 
 def _parse_json(text: str, source: str) -> Any:
     cleaned = _without_comments(text, source)
+    if not cleaned.strip():
+        return None  # as YAML says it
     duplicates: list[tuple[dict[str, Any], str]] = []
 
     def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
