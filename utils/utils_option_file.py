@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 from utils.utils_error import UserError
-from utils.utils_option_yaml import load_yaml, plain_scalar
+from utils.utils_option_yaml import WHOLE_NUMBERS, load_yaml, plain_scalar
 
 COMMENT_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/|/\*', re.DOTALL)
 NUMBER_OR_STRING = re.compile(r'"(?:\\.|[^"\\\n])*"|-?[\w.+-]+')
@@ -123,8 +123,9 @@ def _parse_json(text: str, source: str) -> Any:
 
     try:
         options = json.loads(
-            cleaned, object_pairs_hook=mapping, parse_constant=_refuse_constant, parse_float=_finite_float
-        )
+            cleaned, object_pairs_hook=mapping, parse_constant=_refuse_constant, parse_float=_finite_float,
+            parse_int=_whole_number,
+        )  # fmt: skip
     except json.JSONDecodeError as error:
         if error.pos >= len(content := cleaned.rstrip()):
             _refuse(source, text, len(content), "the file ends here, and a bracket is not closed")
@@ -164,6 +165,12 @@ def _refuse_constant(name: str) -> NoReturn:
 def _finite_float(digits: str) -> float:
     if not math.isfinite(number := float(digits)):
         raise _NumberError(digits, f"{digits} is not allowed; it is too large for a number")
+    return number
+
+
+def _whole_number(digits: str) -> int:
+    if (number := int(digits)) not in WHOLE_NUMBERS:
+        raise _NumberError(digits, f"{digits} is not allowed; it is too large for a whole number")
     return number
 
 

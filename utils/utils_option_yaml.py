@@ -18,6 +18,7 @@ CORE_SCALARS = {  # tag -> (pattern, the characters it can start with)
     ),
     "merge": (r"<<", ["<"]),
 }
+WHOLE_NUMBERS = range(-(2**63), 2**63)  # torch takes no others
 KEPT = (None, *(TAG + name for name in ("null", "bool", "str", "seq", "map")))  # None: refuses any other tag
 
 
@@ -40,7 +41,11 @@ class OptionLoader(yaml.SafeLoader):
 
     def core_int(self, node: yaml.ScalarNode) -> int:
         digits = self.construct_scalar(node)
-        return int(digits, 0) if digits[:2] in ("0o", "0x") else int(digits)
+        number = int(digits, 0) if digits[:2] in ("0o", "0x") else int(digits)
+        if number not in WHOLE_NUMBERS:
+            problem = f"{node.value} is not allowed; it is too large for a whole number"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return number
 
     def core_float(self, node: yaml.ScalarNode) -> float:
         number = float(self.construct_scalar(node).lower().replace(".inf", "inf").replace(".nan", "nan"))
