@@ -193,8 +193,8 @@ def _collated(name: str, samples: list[Batch]) -> Batch:
     try:
         return torch.utils.data.default_collate(samples)
     except RuntimeError as error:  # also where there is no room in shared memory
-        for key in ("input", "target"):
-            shapes = {tuple(np.shape(sample[key])): sample.get("name", "a sample") for sample in samples}
+        for key in samples[0]:
+            shapes = {tuple(getattr(sample[key], "shape", ())): sample.get("name", "a sample") for sample in samples}
             if len(shapes) > 1:
                 found = " and ".join(f"{list(shape)} in {example}" for shape, example in [*shapes.items()][:2])
                 raise UserError(

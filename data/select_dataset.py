@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.utils.data
 
 from data.dataset_fer2013 import Fer2013
 from data.dataset_freihand import FreiHand
@@ -229,6 +230,11 @@ def _check_sample(source: DataSource, who: str) -> None:
     if not isinstance(sample, Mapping) or not sample.keys() >= {"input", "target"}:
         found = f"a dict of {sorted(sample)}" if isinstance(sample, Mapping) else f"a {type(sample).__name__}"
         raise UserError(f'{who} gives {found} for a sample; it must give {{"input": ..., "target": ..., "name": ...}}')
+    for key, value in sample.items():
+        is_data = key in ("input", "target")
+        if not _makes_batch(value, is_data):
+            allowed = "a tensor, an array or a number" + ("" if is_data else ", or a text")
+            raise UserError(f"{who}: the {key} of a sample is a {type(value).__name__}; it must be {allowed}")
     if not source.class_names or hasattr(source.dataset, "view"):
         return
     if shape := tuple(np.shape(sample["target"])):
@@ -237,6 +243,15 @@ def _check_sample(source: DataSource, who: str) -> None:
             'them class ids without a dimension, or give the data set a view: "plain", or one of your own in VIEWS '
             "(views/select_view.py)"
         )
+
+
+def _makes_batch(value: Any, is_data: bool) -> bool:
+    """Whether a batch can hold such values; is_data: as one tensor."""
+    try:
+        batch: object = torch.utils.data.default_collate([value])
+    except TypeError:
+        return False
+    return isinstance(batch, torch.Tensor) or not is_data
 
 
 def _shared_keys(one: DataSource, other: DataSource) -> frozenset[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from PIL import Image
 from torch.nn.utils import prune
 
 from commands.trained_model import load_trained_model
@@ -310,6 +311,14 @@ class Nameless(Resident):
         return {"input": self._input, "label": self._target}
 
 
+def with_part(key: str, value: Any) -> type:
+    class WithPart(Numbers):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return {**super().__getitem__(index), key: value}
+
+    return WithPart
+
+
 class Arrays(Resident):
     def resident(self) -> dict[str, Any]:
         return {"input": self._input.numpy(), "target": self._target}
@@ -321,6 +330,14 @@ class Arrays(Resident):
         (Tuples, 'datasets.train: own gives a tuple for a sample; it must give {"input": ..., "target": ...,'),
         (TupleOfNumbers, "datasets.train: own gives a tuple for a sample"),
         (Labelled, "datasets.train: own gives a dict of ['image', 'label'] for a sample; it must give"),
+        (
+            with_part("input", Image.new("L", (8, 8))),
+            "datasets.train: own: the input of a sample is a Image; it must be a tensor, an array or a number",
+        ),
+        (with_part("input", [0.5] * 64), "the input of a sample is a list; it must be a tensor, an array or a number"),
+        (with_part("target", "two"), "the target of a sample is a str; it must be a tensor, an array or a number"),
+        (with_part("name", Path("face.png")), "the name of a sample is a PosixPath; it must be a tensor, an array or"),
+        (with_part("box", None), "the box of a sample is a NoneType; it must be a tensor, an array or a number, or a"),
         (FromOne, "targets from 1 to 3, and 3 classes are 0 to 2"),
         (Nameless, "resident() has no 'target'; it must give 'input' and 'target'"),
         (TooShort, "resident()['input'] is 20 rows; it must be a tensor of 24 rows"),
@@ -403,6 +420,15 @@ class OddOnesAreShorter(Numbers):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = super().__getitem__(index)
         return {**sample, "input": sample["input"][: 64 - index % 2]}
+
+
+class BoxesOfManyFaces(Numbers):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**super().__getitem__(index), "boxes": torch.zeros(index, 4)}
+
+
+def test_what_else_a_sample_has_fits_a_batch_too(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "datasets.train: the boxes is [" in refused(launch, capsys, data=BoxesOfManyFaces)
 
 
 def test_samples_that_fit_no_batch_are_refused(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
