@@ -36,7 +36,7 @@ class HandPoseNet(nn.Module):
         root_joint_idx: int = 0,
     ) -> None:
         super().__init__()
-        _check(size, num_joints, widths, depths, root_joint_idx)
+        _check(size, num_joints, widths, depths, heat_width, root_joint_idx)
         self.size, self.num_joints, self.root_joint_idx = size, num_joints, root_joint_idx
         self.stem = nn.Sequential(
             nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
@@ -85,7 +85,9 @@ def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
-def _check(size: int, num_joints: int, widths: Sequence[int], depths: Sequence[int], root_joint_idx: int) -> None:
+def _check(
+    size: int, num_joints: int, widths: Sequence[int], depths: Sequence[int], heat_width: int, root_joint_idx: int
+) -> None:
     """ValueError for arguments that do not fit each other."""
     if num_joints < 2:
         raise ValueError(f"netG.num_joints: {num_joints} must be at least 2: all are relative to one of them")
@@ -97,6 +99,8 @@ def _check(size: int, num_joints: int, widths: Sequence[int], depths: Sequence[i
         raise ValueError(
             f"netG.depths: {list(depths)} must be positive, one for each of the widths {list(widths)} after the first"
         )
+    if heat_width < 1:
+        raise ValueError(f"netG.heat_width: {heat_width} must be positive")
     step = 2 ** len(widths)
     if size < 2 * step or size % step:
         raise ValueError(

@@ -244,6 +244,7 @@ def test_fer_vgg_takes_the_size_it_was_built_for() -> None:
         ("hand_pose_net", {"depths": [1, 1, 1]}, "netG.depths"),
         ("hand_pose_net", {"depths": [1, 0]}, "netG.depths"),
         ("hand_pose_net", {"num_joints": 1}, "netG.num_joints"),
+        ("hand_pose_net", {"heat_width": 0}, "netG.heat_width: 0 must be positive"),
         (
             "hand_pose_net",
             {"num_joints": 5, "root_joint_idx": 5},
