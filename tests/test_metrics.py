@@ -163,6 +163,16 @@ def test_each_pixel_of_a_segmentation_counts(name: str) -> None:
     assert metric.compute().numpy() == pytest.approx(expected(name, truth.ravel(), found.ravel()), abs=1e-6)
 
 
+@pytest.mark.parametrize("name", METRIC_NAMES)
+def test_pixels_that_the_loss_leaves_out_do_not_count(name: str) -> None:
+    truth, found = (each[:192].reshape(4, 6, 8) for each in DATA["random"])
+    left = np.arange(192).reshape(4, 6, 8) % 3 == 1
+    metric = METRICS.build(name, {}, num_classes=NUM_CLASSES)
+    logits = logits_for(found.ravel()).reshape(4, 6, 8, NUM_CLASSES).movedim(-1, 1)
+    metric.update(logits, torch.from_numpy(np.where(left, torch.nn.CrossEntropyLoss().ignore_index, truth)))
+    assert metric.compute().numpy() == pytest.approx(expected(name, truth[~left], found[~left]), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["confidence", "calibration_error"])
 def test_a_metric_of_one_class_a_sample_is_named_where_there_is_one_a_pixel(name: str) -> None:
     metric = METRICS.build(name, {}, num_classes=3)

@@ -7,6 +7,7 @@ import torch
 from utils.utils_error import UserError
 
 Shape = tuple[int, ...]
+IGNORED = -100  # the class id that torch's cross entropy leaves out
 
 
 class Metric:
@@ -53,7 +54,8 @@ def sample_mean(of_samples: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]) -> Metric:
     """A function of the counts (num_classes, num_classes), float64, true class by predicted class.
 
-    Of samples, logits (B, K) and classes (B,), or of pixels, logits (B, K, H, W) and classes (B, H, W).
+    Of samples, logits (B, K) and classes (B,), or of pixels, logits (B, K, H, W) and classes (B, H, W). Where the class
+    is IGNORED, nothing is counted.
     """
 
     def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor]:
@@ -68,9 +70,11 @@ def of_confusion(num_classes: int, value: Callable[[torch.Tensor], torch.Tensor]
                 f"val.metrics: a metric of classes needs one class id for each of {list(predicted.shape)}, and the "
                 f"target is {list(target.shape)}; leave it out, or add one of your own to METRICS"
             )
-        pairs = (target.long() * num_classes + predicted).flatten()  # bytes would wrap
+        target = target.long()  # bytes would wrap
+        is_counted = target != IGNORED
+        pairs = target.where(is_counted, 0) * num_classes + predicted
         counts = torch.zeros(num_classes**2, dtype=torch.float64, device=output.device)
-        ones = torch.ones_like(pairs, dtype=torch.float64)
-        return (counts.index_add(0, pairs, ones).view(num_classes, num_classes),)  # bincount would wait for a GPU
+        counts.index_add_(0, pairs.flatten(), is_counted.double().flatten())  # bincount would wait for a GPU
+        return (counts.view(num_classes, num_classes),)
 
     return Metric([(num_classes, num_classes)], of_batch, value)
