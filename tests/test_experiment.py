@@ -363,9 +363,10 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(make: Callable[..
         assert experiment.find_resume_point(PARTS) is not None
 
 
-def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, make: Callable[..., Experiment]) -> None:
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_root_that_cannot_be_written_is_named(tmp_path: Path, make: Callable[..., Experiment], dry_run: bool) -> None:
     (tmp_path / "root").write_text("a file")
-    with pytest.raises(UserError, match=r"path\.root.*cannot be written"), make():
+    with pytest.raises(UserError, match=r"path\.root.*cannot be written"), make(dry_run=dry_run):
         pass
 
 

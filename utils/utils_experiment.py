@@ -78,8 +78,7 @@ class Experiment:
         self._has_finished = False
 
     def __enter__(self) -> "Experiment":
-        if not self.is_dry_run:
-            self._dist.on_main(self._start)
+        self._dist.on_main(self._check_folder if self.is_dry_run else self._start)
         return self
 
     def __exit__(
@@ -250,14 +249,24 @@ class Experiment:
         }
         self._write_status("RUNNING")
 
+    def _check_folder(self) -> None:
+        """UserError where a launch could not make its folders; nothing is written."""
+        try:
+            _check_writable(next(each for each in (self.folder, *self.folder.parents) if each.exists()))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"path.root: {self.folder} cannot be written ({error}); make room or mend its permissions, or choose "
+            "another folder"
+        )
+
     def _start(self) -> None:
         try:
             self._take_folder()
         except OSError as error:
-            raise UserError(
-                f"path.root: {self.folder} cannot be written ({error}); make room or mend its permissions, or choose "
-                "another folder"
-            ) from error
+            raise self._unwritable(error) from error
         status = read_status(self.folder)
         self._began_at = status.get("began_at_iter")
         self.last_committed_iter = status.get("last_committed_iter", 0)
@@ -267,8 +276,7 @@ class Experiment:
         """Make the folders, lock them, remove what a killed writer left, and open the logs."""
         for folder in (self.folder, *(self.folder / name for name in _SUBFOLDERS)):
             make_folder(folder)
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+            _check_writable(folder)
         self._open.enter_context(self._lock)
         for folder in (self.folder, self.models, self.folder / "options"):
             for entry in folder.iterdir():
@@ -302,6 +310,13 @@ class Experiment:
                 file.write(json.dumps(content, indent=2) + "\n")
         except OSError as error:  # a full disk must not end a run that could still finish
             logger.error("status.json could not be written: %s", error)
+
+
+def _check_writable(folder: Path) -> None:
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def _code_changes(old: Mapping[str, Any]) -> list[str]:
