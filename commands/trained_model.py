@@ -1,7 +1,6 @@
 """What main_test.py is given: a self-contained model, a network of a checkpoint set, or an experiment folder."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +29,7 @@ from utils.utils_option import DatasetOptions, Options
 from utils.utils_option_file import apply_overrides
 from utils.utils_progress import Progress
 from utils.utils_state_file import load_state
-from views.select_view import define_view
+from views.select_view import define_view, stated
 from views.view_base import View
 
 _SELF_CONTAINED = {"model_state_dict", "netG", "options", "iter", "epoch"}
@@ -248,8 +247,7 @@ def _tested_on(machine: Mapping[str, Any], device: str | None) -> str | None:
 
 def _class_of_data(opt: Options, attribute: str) -> Any:
     """What the class of the training data says for itself, without any data; None if only an open one knows."""
-    found = getattr(DATASETS[opt.datasets["train"].dataset_type], attribute, None)
-    return None if isinstance(found, property | functools.cached_property) else found
+    return stated(DATASETS[opt.datasets["train"].dataset_type], attribute)
 
 
 def _input_shape(opt: Options) -> tuple[int, int, int] | None:

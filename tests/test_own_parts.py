@@ -21,6 +21,7 @@ from tests.own_parts import NUM_CLASSES, NUM_SAMPLES, Launch, Linear, Numbers, R
 from tests.trained_models import Command, command
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
+from views.select_view import define_view
 
 __all__ = ["command", "launch"]  # fixtures
 
@@ -235,6 +236,16 @@ def test_a_set_of_data_whose_class_does_not_know_its_classes_is_loaded(launch: L
     assert launch(data=NamedLate) == 0
     assert load_trained_model(tmp_path / "own/models/best_model.pth", None, []).class_names == ("none", "one", "two")
     assert load_trained_model(tmp_path / "own/models/6_E.pth", None, []).class_names == ()
+
+
+class JointsNamedLate(Resident):
+    class_names = ()
+    joint_names = property(lambda _: ("wrist", "thumb"))
+
+
+def test_a_class_that_does_not_know_its_joints_has_a_view() -> None:
+    assert define_view(JointsNamedLate, ()).joint_names == ()
+    assert define_view(JointsNamedLate("x"), ()).joint_names == ("wrist", "thumb")
 
 
 class Misnamed(Resident):

@@ -1,5 +1,6 @@
 """VIEWS: what is shown of a task, by the name that its data set gives as `view`."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,9 +27,15 @@ def define_view(dataset: Any, class_names: Sequence[str]) -> View:
 
     Raises UserError for a name that is not in VIEWS.
     """
-    name = getattr(dataset, "view", "classification" if class_names else "plain")
+    name = stated(dataset, "view") or ("classification" if class_names else "plain")
     dataset_class = dataset if isinstance(dataset, type) else type(dataset)
     if unknown := VIEWS.unknown(f"{dataset_class.__name__}.view", name):
         raise UserError(unknown)
-    view: View = VIEWS[name](class_names, getattr(dataset, "joint_names", ()))
+    view: View = VIEWS[name](class_names, stated(dataset, "joint_names") or ())
     return view
+
+
+def stated(dataset: Any, attribute: str) -> Any:
+    """What a data set, or its class, says for itself; None where it does not, or only an open one knows."""
+    found = getattr(dataset, attribute, None)
+    return None if isinstance(found, property | functools.cached_property) else found
