@@ -32,7 +32,8 @@ def define_train_loader(
     if share % num_micro_batches:
         raise UserError(
             f"train.G_accumulation_steps: {num_micro_batches} does not divide the {share} samples of each rank "
-            f"(dataloader_batch_size {stream.batch_size} / {dist.world_size} ranks)"
+            f"(dataloader_batch_size {stream.batch_size} / {dist.world_size} ranks); use a number that does, such as "
+            f"{max(n for n in range(1, min(num_micro_batches, share) + 1) if share % n == 0)}"
         )
     transforms = _transforms(source.name, source.options, source.class_names)
     pipeline = Pipeline(transforms, seed_of(seed, "transforms"))
