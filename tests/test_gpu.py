@@ -127,16 +127,16 @@ def test_no_iteration_waits_for_the_device(
 
 
 @pytest.fixture
-def no_compilers_left() -> Iterator[None]:
-    """End the processes that compile for a GPU, which torch keeps as long as this one."""
-    yield
-    from torch._inductor.async_compile import shutdown_compile_workers
+def compiles_alone() -> Iterator[None]:
+    """Compile in this process: torch's pool of others has a timer, a thread that outlives it by half a minute."""
+    from torch._inductor import config
 
-    shutdown_compile_workers()
+    with config.patch(compile_threads=1):
+        yield
 
 
 @needs_gpu
-@pytest.mark.usefixtures("no_compilers_left")
+@pytest.mark.usefixtures("compiles_alone")
 @pytest.mark.filterwarnings("default")  # torch.compile's own
 def test_no_compiled_iteration_waits_for_the_device(tmp_path: Path, watched: list[int]) -> None:
     assert train(options(tmp_path, train__compile=True, train__G_accumulation_steps=1), tmp_path) == 0
