@@ -126,6 +126,14 @@ def test_any_name_of_a_class_is_one_folder_and_any_number_fits_into_the_picture(
     assert view.widths == [1] * 201 + [20]
 
 
+def test_classes_whose_names_differ_by_a_slash_have_a_folder_each(tmp_path: Path) -> None:
+    names = ("a/b", "a_b", "a\\b", "a_b_")
+    sample = Sample("x.png", torch.zeros(1, 8, 8), torch.tensor(0), torch.zeros(4))
+    written = write_samples(NumbersView(names), {name: [sample] for name in names}, False, tmp_path)
+    assert [path.parent.name for path in written[:-1]] == ["a_b__", "a_b", "a_b___", "a_b_"]
+    assert all(path.is_file() for path in written)
+
+
 class NumbersView(ClassificationView):
     """Draws nothing, and notes how many columns it was to draw."""
 

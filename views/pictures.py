@@ -5,7 +5,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,9 @@ def write_samples(
     mark: what the title of the latter adds.
     """
     kind, written = "wrong" if wrong else "right", []
+    names = _folder_names(chosen)
     for row, samples in chosen.items():
-        in_row = folder / re.sub(r"[/\\]", "_", row)  # a class may be a "T-shirt/top"
+        in_row = folder / names[row]
         in_row.mkdir(parents=True, exist_ok=True)
         for earlier in in_row.glob(f"{kind}_[0-9]*_*.png"):  # of another model, or of more samples
             earlier.unlink()
@@ -118,6 +119,17 @@ class BestModelPictures:
         if panels:
             figure = curves_figure(panels, history.folder.name, history.interruptions, best_iter)
             save_figure(figure, self._images / "curves.png")
+
+
+def _folder_names(rows: Collection[str]) -> dict[str, str]:
+    """Row -> the name of its folder: one class may be a "T-shirt/top", and another a "T-shirt_top"."""
+    names: dict[str, str] = {}
+    for row in rows:
+        name = re.sub(r"[/\\]", "_", row)
+        while name != row and name in (*rows, *names.values()):
+            name += "_"
+        names[row] = name
+    return names
 
 
 def _file_name(name: str) -> str:
