@@ -82,14 +82,16 @@ def launch(from_iter: int, to_iter: int, state: str) -> dict[str, Any]:
 
 
 def test_interruptions_are_where_the_next_launch_went_on(tmp_path: Path) -> None:
+    failed = {**launch(55, 55, "FAILED"), "options": "fer_261123_181633.json"}
+    refused = launch(90, 90, "FAILED")  # its options were never written
     launches = [
-        *(launch(0, 40, "RUNNING"), launch(40, 55, "PREEMPTED"), launch(55, 55, "FAILED"), launch(55, 90, "DONE")),
-        *(launch(90, 90, "DONE"), launch(90, 120, "DONE"), launch(120, 120, "DONE")),
+        *(launch(0, 40, "RUNNING"), launch(40, 55, "PREEMPTED"), failed, launch(55, 90, "DONE")),
+        *(refused, launch(90, 90, "DONE"), refused, launch(90, 120, "DONE"), launch(120, 120, "DONE")),
     ]
     (tmp_path / "status.json").write_text(json.dumps({"state": "DONE", "launches": launches}))
     assert read_history(tmp_path).interruptions == [
         *((40, "killed"), (55, "stopped"), (55, "failed")),
-        (90, "extended"),  # neither of the two that had nothing to do
+        (90, "extended"),  # neither by those that had nothing to do nor by those that were refused
     ]
 
 

@@ -38,11 +38,15 @@ class History:
 
     @property
     def interruptions(self) -> list[tuple[int, str]]:
-        """(iteration that the next launch went on from, how the launch before it had ended), for each resume."""
+        """(iteration that the next launch went on from, how the launch before it had ended), for each resume.
+
+        A launch that failed before it wrote its options was refused, and trained nothing.
+        """
         ends = {"RUNNING": "killed", "PREEMPTED": "stopped", "FAILED": "failed", "DONE": "extended"}
+        begun = [each for each in self.launches if each["state"] != "FAILED" or "options" in each]
         return [
             (after["from_iter"], ends.get(before["state"], "stopped"))
-            for before, after in itertools.pairwise(self.launches)
+            for before, after in itertools.pairwise(begun)
             if before["state"] != "DONE" or after["from_iter"] < after["to_iter"]  # else nothing was left to do
         ]
 
