@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +150,30 @@ def test_the_names_of_lines_stay_apart_and_beside_their_panel(ends: list[float])
     assert sorted(ends) == [ends[int(name.split()[1])] for name in sorted(heights, key=lambda name: heights[name])]
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_the_best_value_is_written_where_there_is_room(value: float) -> None:
-    lines = {"test": [(1, 1 - value), (2, value)]}
-    figure = panel_figure(Panel("Loss", "", lines), best_iter=2)
+@pytest.mark.parametrize("best_iter", [1, 6, 12])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("values", [range(12), [11, *range(11)], [0.5] * 12], ids=["rising", "falls at once", "flat"])
+def test_the_best_value_is_written_in_the_panel_and_not_across_its_line(
+    values: Sequence[float], sign: int, best_iter: int
+) -> None:
+    series = [(iteration, sign * (value + 0.123)) for iteration, value in enumerate(values, 1)]
+    figure = panel_figure(Panel("Loss", "", {"test": series}), best_iter=best_iter)
     figure.canvas.draw()
-    (label,) = [text for text in figure.axes[0].texts if text.get_text() == f"{value:.4g}"]
-    inside, extent = figure.axes[0].get_window_extent(), label.get_window_extent()
-    assert inside.y0 < extent.y0
-    assert extent.y1 < inside.y1
+    axes = figure.axes[0]
+    (label,) = [text for text in axes.texts if text.get_text() == f"{series[best_iter - 1][1]:.4g}"]
+    inside, extent = axes.get_window_extent(), label.get_window_extent()
+    assert inside.x0 < extent.x0 < extent.x1 < inside.x1
+    assert inside.y0 < extent.y0 < extent.y1 < inside.y1
+    if best_iter in (1, 12):  # an extreme, or on a slope so flat that both sides are free
+        iterations, drawn = np.asarray(series).T
+        fine = np.linspace(1, 12, 1000)
+        line = axes.transData.transform(np.stack([fine, np.interp(fine, iterations, drawn)], axis=1))
+        assert not any(extent.contains(*point) for point in line)
+
+
+def test_a_best_value_that_is_not_finite_has_no_place() -> None:
+    lines = {"test": [(1, 0.5), (2, float("nan"))]}
+    assert not panel_figure(Panel("Recall", "", lines), best_iter=2).axes[0].texts
 
 
 def test_values_beside_nan_are_seen_and_lines_named_in_their_order() -> None:

@@ -30,6 +30,8 @@ _MAX_POINTS, _MAX_LINES = 400, 10
 _PANEL_INCHES = (4.6, 2.9)
 _LABEL_STEP = 0.085
 """The height of a line's name, as a fraction of its panel's."""
+_VALUE_ROOM = 0.14
+"""What the best value needs beside its sign, as a fraction of its panel."""
 _LONG_NAME, _ROW_LETTERS = 20, 60
 """Letters of a name for which there is no room beside its panel, and of a row below it."""
 _ROW_POINTS = 11
@@ -108,6 +110,7 @@ def signs(interruptions: Sequence[tuple[int, str]], best_iter: int | None) -> li
 def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]], best_iter: int | None) -> None:
     ends: list[tuple[float, str, str]] = []
     best: tuple[int, float] | None = None
+    is_peak = False
     for (name, series), colour, dash in zip(
         panel.lines.items(), itertools.cycle(LINES), itertools.cycle(_DASHES), strict=False
     ):
@@ -121,12 +124,11 @@ def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]
         if is_drawn.any():
             ends.append((float(values[is_drawn][-1]), name, colour))
         if name == "test":
-            best = next((point for point in series if point[0] == best_iter), None)
+            best = next((point for point in series if point[0] == best_iter and np.isfinite(point[1])), None)
+            is_peak = best is not None and best[1] > values[is_drawn].mean()
     if best is not None:  # after all lines: then the panel has its height
         axes.plot(*best, "o", color=INK, markerfacecolor="none", markersize=8)
-        is_high = best[1] > sum(axes.get_ylim()) / 2  # with room below
-        axes.annotate(f"{best[1]:.4g}", best, (0, -14 if is_high else 8), textcoords="offset points", ha="center",
-                      fontsize=8, color=INK)  # fmt: skip
+        _write_best(axes, best, is_peak)
     _mark_interruptions(axes, interruptions)
     axes.set_title(panel.title, fontsize=10, color=INK)
     axes.set_xlabel("iteration", fontsize=8, color=MUTED)
@@ -139,6 +141,18 @@ def _draw_panel(axes: Any, panel: Panel, interruptions: Sequence[tuple[int, str]
         spine.set_color(MUTED)
     if len(panel.lines) > 1 and ends:
         _label_ends(axes, ends)
+
+
+def _write_best(axes: Any, best: tuple[int, float], is_peak: bool) -> None:
+    """The best value, above a peak and below a dip, where its own line is not, and within the panel."""
+    low, high = axes.get_ylim()
+    room = _VALUE_ROOM * (high - low)
+    axes.set_ylim(min(low, best[1] - room * (not is_peak)), max(high, best[1] + room * is_peak))
+    left, right = axes.get_xlim()
+    place = (best[0] - left) / (right - left)
+    side = "left" if place < _VALUE_ROOM else "right" if place > 1 - _VALUE_ROOM else "center"
+    axes.annotate(f"{best[1]:.4g}", best, (0, 8 if is_peak else -14), textcoords="offset points", ha=side,
+                  fontsize=8, color=INK)  # fmt: skip
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
