@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,12 @@ def messages(records: list[logging.LogRecord], level: int = logging.NOTSET) -> s
 
 
 ONE_RANK = Dist()
+
+
+def contrast(first: Sequence[float], second: Sequence[float]) -> float:
+    """The ratio of WCAG 2 between two colours, red, green and blue from 0 to 1: 1 to 21, 4.5 for ordinary text."""
+    linear = [(((np.array(each) + 0.055) / 1.055) ** 2.4 @ [0.2126, 0.7152, 0.0722]) for each in (first, second)]
+    return float((max(linear) + 0.05) / (min(linear) + 0.05))
 
 
 def free_port() -> int:

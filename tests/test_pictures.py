@@ -15,11 +15,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 import main_train
 import views.pictures
-from tests.helpers import changed, messages, tiny_option_mapping, write_options
+from tests.helpers import changed, contrast, messages, tiny_option_mapping, write_options
 from tests.own_parts import Launch, launch
 from tests.trained_models import Command, command, trained
 from utils.utils_curves import Panel, curves_figure
@@ -241,6 +242,15 @@ def test_a_confusion_matrix_of_many_classes_is_shaded_alone(num_classes: int, nu
     assert len(figure.axes[0].texts) == num_texts
     assert sum(text.get_text() in names for text in figure.axes[0].get_yticklabels()) == num_names
     assert max(figure.get_size_inches()) < 30
+
+
+def test_the_numbers_of_a_confusion_matrix_are_legible_on_every_colour() -> None:
+    counts = [[share, 100 - share] for share in range(0, 101, 2)]
+    axes = confusion_figure(counts, ["a", "b"], "all shares").axes[0]
+    shades = axes.images[0].to_rgba(np.array(counts) / 100)
+    for text in axes.texts:
+        column, row = map(int, text.get_position())
+        assert contrast(shades[row, column, :3], to_rgb(text.get_color())) > 4
 
 
 def test_a_long_name_leaves_room_for_the_picture_beside_it() -> None:

@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from tests.helpers import EDITED_STATUSES
+from tests.helpers import EDITED_STATUSES, contrast
 from tests.run_helpers import flip_bit
 from tests.trained_models import CLASSES, Command, add_notes, command, trained
 from utils.utils_report import heat_picture
@@ -88,6 +89,10 @@ def test_the_last_iteration_is_named_where_the_options_know_it(
     text = report(experiment, arguments=("--recorded",)).text
     assert "60" in text
     assert ("60 of 100" in text) == is_known
+
+
+def rgb(colour: str) -> NDArray[np.float64]:
+    return np.array(list(bytes.fromhex(colour[1:]))) / 255
 
 
 def change_json(path: Path, **changes: Any) -> None:
@@ -267,7 +272,24 @@ def test_several_experiments_are_compared(trained: Path, experiment: Path, repor
     accuracy = page.cells.index("accuracy")
     assert page.cells[accuracy + 1] == page.cells[accuracy + 2] != ""
     shown = page.text[: page.text.index("Options that differ")]
-    assert f"{experiment.parent.name}/tiny" in shown, "two folders of one name are told apart"
+    name = f"{experiment.parent.name}/tiny"
+    assert name in shown, "two folders of one name are told apart"
+    assert f"<h2>{name}</h2>" in (experiment.parent / "page.html").read_text()
+    assert f"SYNTHETIC DATA {name}: drawn faces" in shown.partition("Results")[0]
+
+
+def test_the_numbers_of_the_matrix_are_legible_on_every_colour_in_light_and_dark(
+    experiment: Path, report: Callable[..., Page]
+) -> None:
+    report(experiment, arguments=("--recorded",))
+    style = (experiment.parent / "page.html").read_text().partition("</style>")[0]
+    (strongest,) = re.findall(r"color-mix\(in srgb, var\(--line-1\) calc\(([\d.]+) \* var\(--share\)\)", style)
+    colours: dict[str, list[str]] = {
+        name: re.findall(rf"--{name}: (#\w+)", style) for name in ("ink", "panel", "line-1")
+    }
+    for ink, panel, line in zip(*colours.values(), strict=True):
+        for share in np.linspace(0, float(strongest), 11):
+            assert contrast(share * rgb(line) + (1 - share) * rgb(panel), rgb(ink)) > 4
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def confusion_figure(counts: Sequence[Sequence[float]], class_names: Sequence[st
     axes = figure.add_subplot()
     shaded = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix if num_classes <= _MOST_COUNTS else matrix[:0]):
-        colour = "white" if shares[row, column] > 0.55 else "black"
+        colour = "white" if shares[row, column] > 0.7 else "black"
         axes.text(column, row, f"{count:.0f}", ha="center", va="center", color=colour, fontsize=8)
     if num_classes <= _MOST_NAMES:
         points, slant = (10, 45) if num_classes <= _MOST_COUNTS else (7, 60)
