@@ -61,10 +61,10 @@ class ExperimentFacts:
     problems: list[str] = dataclasses.field(default_factory=list)
 
 
-def read_experiment(folder: Path, args: argparse.Namespace) -> ExperimentFacts:
+def read_experiment(folder: Path, name: str, args: argparse.Namespace) -> ExperimentFacts:
     """Gather everything; what is missing or wrong becomes a problem of the page, not an error.
 
-    args: opt, set, recorded and num_samples of the command line.
+    name: what the page calls it. args: opt, set, recorded and num_samples of the command line.
     """
     history, problems = read_history(folder), []
     try:
@@ -80,7 +80,7 @@ def read_experiment(folder: Path, args: argparse.Namespace) -> ExperimentFacts:
     marks = history.interruptions
     facts = ExperimentFacts(
         folder=folder,
-        name=folder.resolve().name,
+        name=name,
         state=_state(history),
         synthetic=None,
         headline={},

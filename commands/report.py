@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("an experiment is named twice; name each one once")
     output = args.output or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     check_output("--output", output, [folder / "options" for folder in folders])
-    found = [read_experiment(folder, args) for folder in folders]
+    names = _distinct_names(folders)
+    found = [read_experiment(folder, name, args) for folder, name in zip(folders, names, strict=True)]
     facts = {"experiments": found, "comparison": _comparison(found), "written": f"{datetime.datetime.now():%F %H:%M}"}
     page = render_page("report.html.jinja", facts)
     write_output(output, page)
@@ -61,17 +62,16 @@ def _comparison(found: list[ExperimentFacts]) -> dict[str, Any] | None:
     """Results and differing options side by side, and curves of what all of them measured; None for one experiment."""
     if len(found) == 1:
         return None
-    names = _distinct_names([each.folder for each in found])
+    names = [each.name for each in found]
     results = list(dict.fromkeys(name for each in found for name in each.results))
     options = [each.options for each in found]
     panels: dict[str, Panel] = {}
-    for name, each in zip(names, found, strict=True):
+    for each in found:
         for panel in each.panels:
             if (series := panel.lines.get("test")) is not None:
                 known = panels.setdefault(panel.title, Panel(panel.title, panel.unit, {}))
-                panels[panel.title] = Panel(panel.title, panel.unit, {**known.lines, name: series})
+                panels[panel.title] = Panel(panel.title, panel.unit, {**known.lines, each.name: series})
     return {
-        "names": names,
         "results": [["", *names]] + [[name, *(each.results.get(name, "") for each in found)] for name in results],
         "options": [["option", *names]]
         + [[name, *(each.options.get(name, "absent") for each in found)] for name in differing(options)],

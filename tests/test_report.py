@@ -20,6 +20,7 @@ from tests.helpers import EDITED_STATUSES, contrast
 from tests.run_helpers import flip_bit
 from tests.trained_models import CLASSES, Command, add_notes, command, trained
 from utils.utils_report import heat_picture
+from utils.utils_state_file import write_model
 from views.occlusion import occlusion_map
 from views.view_base import View
 from views.view_classification import ClassificationView
@@ -264,6 +265,8 @@ def test_several_experiments_are_compared(trained: Path, experiment: Path, repor
         content["train"]["G_optimizer_lr"] = 0.125
         content["task"] = "<b>other</b>"
         path.write_text(json.dumps(content))
+    best = experiment / "models" / "best_model.pth"
+    write_model(best, {**torch.load(best, weights_only=True), "synthetic": "drawn faces"})
     page = report(experiment, trained.parent, arguments=("--recorded",))
     start = page.cells.index("train.G_optimizer_lr")
     assert page.cells[start + 1 : start + 3] == ["0.125", "0.03"]
