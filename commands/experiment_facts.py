@@ -71,7 +71,7 @@ def read_experiment(folder: Path, name: str, args: argparse.Namespace) -> Experi
         trained = load_trained_model(folder, args.opt, args.set)
     except UserError as error:
         trained = None
-        problems.append(str(error))
+        problems.append(str(error).removeprefix(f"{folder}: "))
     launched_with = _launch_options(folder)
     options = launched_with[-1] if launched_with else {}
     view = trained.view() if trained else View()

@@ -18,7 +18,7 @@ from models.select_model import define_model
 from tables import TABLES
 from utils import utils_option
 from utils.utils_checkpoint import CheckpointFolder, DamagedError
-from utils.utils_checkpoint_names import manifest_name
+from utils.utils_checkpoint_names import list_parts, manifest_name
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_file import project_path
@@ -190,7 +190,13 @@ def _model_file(path: Path) -> Path:
     models = path / "models" if (path / "models").is_dir() else path
     found = [models / name for name in ("best_model.pth", "final_model.pth") if (models / name).is_file()]
     if not found:
-        raise UserError(f"{path}: holds no best_model.pth and no final_model.pth; is it the folder of an experiment?")
+        networks = {**list_parts(models, "G"), **list_parts(models, "E")}
+        hint = (
+            f"the newest network of its checkpoint sets is {networks[max(networks)]}"
+            if networks
+            else "is it the folder of an experiment, and has that saved anything yet?"
+        )
+        raise UserError(f"{path}: holds no best_model.pth and no final_model.pth; {hint}")
     return found[0]
 
 

@@ -237,7 +237,8 @@ def test_what_is_damaged_or_missing_is_said_and_the_rest_is_shown(
     (experiment / "status.json").write_text("{")
     (experiment / "metrics.csv").unlink()
     page = report(experiment, status=1)
-    assert "holds no best_model.pth" in page.text
+    assert "! holds no best_model.pth" in page.text
+    assert f"checkpoint sets is {experiment / 'models' / '60_E.pth'}" in page.text
     assert "unknown: status.json does not say it" in page.text
 
 
