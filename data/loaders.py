@@ -13,7 +13,7 @@ import torch.utils.data
 
 from data.select_dataset import DataSource, ResidentDataset
 from data.train_stream import Indices, TrainStream
-from data.transforms import TRANSFORMS, Batch, Pipeline, Transform
+from data.transforms import CLAMPING, TRANSFORMS, Batch, Normalize, Pipeline, Transform
 from data.upload import upload
 from utils.utils_dist import Dist
 from utils.utils_error import SampleError, UserError
@@ -120,6 +120,11 @@ def _transforms(
             raise UserError(
                 f"datasets.{name}.transforms.{number}: {each.type} is random, and a test must give the same result "
                 "every time; remove it"
+            )
+        if isinstance(transform, CLAMPING) and any(isinstance(before, Normalize) for before in built):
+            raise UserError(
+                f"datasets.{name}.transforms.{number}: {each.type} is for images from 0 to 1, and cuts off what is "
+                "beyond; move it before normalize"
             )
         built.append(transform)
     return built

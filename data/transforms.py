@@ -264,6 +264,8 @@ TRANSFORMS = Table(
     },
     supplied={"num_classes"},
 )
+CLAMPING = (BrightnessContrast, ColourJitter)
+"""What keeps images in [0, 1], and would cut most off those that are normalised."""
 
 
 class Pipeline:

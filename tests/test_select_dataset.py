@@ -353,6 +353,20 @@ def test_a_random_transform_in_a_test_is_refused(number: int) -> None:
         TestLoader(source(transforms=transforms), ONE_RANK)
 
 
+@pytest.mark.parametrize("named", ["brightness_contrast", "colour_jitter", "random_erasing"])
+def test_what_cuts_off_at_0_and_1_may_not_follow_normalize(named: str) -> None:
+    """A brighter or darker image of 0 to 1 stays one; of a normalised image most would be cut off."""
+    stream = TrainStream(NUM_SAMPLES, 4, seed=0)
+    for transforms, is_refused in (([{"type": named}, NORMALIZE], False),
+                                   ([NORMALIZE, {"type": named}], named != "random_erasing")):  # fmt: skip
+        each = source(transforms=transforms)
+        if is_refused:
+            with pytest.raises(UserError, match=rf"datasets\.train\.transforms\.1: {named} is .* before normalize"):
+                define_train_loader(each, stream, ONE_RANK, 0, 0)
+        else:
+            define_train_loader(each, stream, ONE_RANK, 0, 0)
+
+
 def test_test_loaders_begin_with_the_one_that_selects() -> None:
     each = source(transforms=[])
     assert list(define_test_loaders({"train": each, "test_b": each, "test": each}, ONE_RANK)) == ["test", "test_b"]
