@@ -26,6 +26,7 @@ from tables import TABLES as OPTION_TABLES
 from tests.helpers import changed, tiny_option_mapping, write_options
 from tests.options_page import OPTIONS_PAGE, options_page
 from utils.utils_dist import Dist
+from utils.utils_error import UserError
 from utils.utils_option import parse
 from utils.utils_signal import StopRequest
 from utils.utils_table import Table
@@ -116,6 +117,8 @@ def _headings(document: Path) -> set[str]:
 def test_what_the_readme_adds_trains_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _register_examples(monkeypatch)
     option_file = write_options(_options_with_examples(tmp_path), tmp_path / "added.json")
+    with pytest.raises(UserError, match='split: "tset" is not allowed'):
+        parse(option_file, ["datasets.test.split=tset"], OPTION_TABLES)
     opt = parse(option_file, tables=OPTION_TABLES)
     dist = Dist()
     with StopRequest(dist) as stop:
