@@ -113,7 +113,7 @@ def without_random(options: DatasetOptions) -> DatasetOptions:
 def _transforms(
     name: str, options: DatasetOptions, class_names: Sequence[str], allow_random: bool = True
 ) -> list[Transform]:
-    built = []
+    built: list[Transform] = []
     for number, each in enumerate(options.transforms):
         transform = TRANSFORMS.build(each.type, each.arguments, num_classes=len(class_names) or None)
         if transform.is_random and not allow_random:
