@@ -298,10 +298,18 @@ def test_a_probe_does_not_blame_the_options_for_what_is_known_better(
         assert caught.value is error
 
 
-@pytest.mark.parametrize("found", [torch.tensor(0.5), torch.zeros(4, 3), torch.zeros(4, 1)])
-def test_a_mean_over_samples_is_of_one_value_each(found: torch.Tensor) -> None:
-    with pytest.raises(UserError, match=re.escape(f"of values (B, *()), and a metric gives {list(found.shape)}; it")):
-        sample_mean(lambda _output, _target: found).update(torch.zeros(4, 3), torch.zeros(4))
+@pytest.mark.parametrize(
+    ("found", "shape", "wanted"),
+    [
+        (torch.tensor(0.5), (), "[B]"),
+        (torch.zeros(4, 3), (), "[B]"),
+        (torch.zeros(4, 1), (), "[B]"),
+        (torch.zeros(4), (21,), "[B, 21]"),
+    ],
+)
+def test_a_mean_over_samples_is_of_one_value_each(found: torch.Tensor, shape: tuple[int, ...], wanted: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"of values {wanted}, and a metric gives {list(found.shape)}; it")):
+        sample_mean(lambda _output, _target: found, shape).update(torch.zeros(4, 3), torch.zeros(4))
 
 
 def test_evaluation_can_be_cut_off() -> None:

@@ -46,8 +46,9 @@ def sample_mean(of_samples: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, int]:
         values = of_samples(output, target)
         if not values.ndim or values.shape[1:] != shape:
+            wanted = ", ".join(map(str, ("B", *shape)))
             raise UserError(
-                f"val.metrics: a mean over samples is of values (B, *{shape}), and a metric gives "
+                f"val.metrics: a mean over samples is of values [{wanted}], and a metric gives "
                 f"{list(values.shape)}; it must give one value a sample, or name the `shape` of one to sample_mean"
             )
         return values.sum(dim=0, dtype=torch.float64), len(values)
