@@ -19,6 +19,7 @@ from models.probe import probe_training
 from models.select_model import define_model
 from models.select_network import check_fits_data
 from tester import Tester
+from utils.utils_checkpoint import Manifest
 from utils.utils_device import device_name, precision_name, trains_faster_in_bf16
 from utils.utils_dist import Dist, leave_process_group
 from utils.utils_error import UserError
@@ -44,9 +45,9 @@ class Trainer:
         self._dist, self._stop, self._experiment, self._sources = dist, stop, experiment, sources
         self._synthetic = synthetic_notice(sources.values())
         self._resume = experiment.find_resume_point(enabled_parts(opt.train))
-        manifest = self._resume.manifest if self._resume else None
+        self._manifest = self._resume.manifest if self._resume else None
         self.start_iter = self._resume.iteration if self._resume else 0
-        self._saved = Progress(**manifest.progress) if manifest else Progress()
+        self._saved = self._manifest.progress if self._manifest else Progress()
         self._seed = self._choose_seed(opt)
         train = sources["train"]
         for source in sources.values():
@@ -93,16 +94,15 @@ class Trainer:
 
     def resume(self) -> None:
         """Load the resume point, or initialise a fresh run, and say where it stands."""
-        accept = self.opt.resume.accept_changes
-        self._check_still_real(accept)
-        if not accept:
-            check_stream(self._resume, self._stream_record)
+        if not self.opt.resume.accept_changes:
+            self._check_still_real()
+            check_stream(self._manifest, self._stream_record)
         if self._has_work:
             self._probe()
         afresh = self.model.load(self._resume)
         guarantee = resume_guarantee(self._resume, self._stream_record, self._machine_record, afresh)
         if self._has_work:
-            self._experiment.rehearse_save(self.model.state(), self._stream_record, self._machine_record)
+            self._experiment.rehearse_save(self.model.state(), self._manifest_of(self.start_iter, "periodic"))
         self.model.num_skipped_in_a_row = self._saved.num_skipped_in_a_row
         self.model.losses.sum, self.model.losses.count = self._saved.loss_sum, self._saved.num_losses
         self.model.update_learning_rate(max(self.start_iter, 1))
@@ -144,14 +144,7 @@ class Trainer:
         self._saved_iter = current_iter
         is_last = current_iter == self.total_iter or self.tests.is_out_of_patience
         reason = "final" if is_last and reason == "periodic" else reason
-        progress = dataclasses.replace(
-            self.tests.progress, num_skipped_in_a_row=self.model.num_skipped_in_a_row,
-            loss_sum=self.model.losses.sum, num_losses=self.model.losses.count,
-        )  # fmt: skip
-        self._experiment.save_set(
-            current_iter, self.stream.epoch(current_iter), reason, progress, self.model.state(),
-            self._stream_record, self._machine_record,
-        )  # fmt: skip
+        self._experiment.save_set(self.model.state(), self._manifest_of(current_iter, reason))
 
     def finish(self, current_iter: int) -> int:
         """Save what is left to save, say how it ended, and return the exit status."""
@@ -176,6 +169,16 @@ class Trainer:
     def _has_work(self) -> bool:
         return self.start_iter < self.total_iter and not self.tests.is_out_of_patience
 
+    def _manifest_of(self, current_iter: int, reason: str) -> Manifest:
+        progress = dataclasses.replace(
+            self.tests.progress, num_skipped_in_a_row=self.model.num_skipped_in_a_row,
+            loss_sum=self.model.losses.sum, num_losses=self.model.losses.count,
+        )  # fmt: skip
+        return Manifest(
+            iteration=current_iter, epoch=self.stream.epoch(current_iter), reason=reason, progress=progress,
+            stream=self._stream_record, machine=self._machine_record,
+        )  # fmt: skip
+
     def _probe(self) -> None:
         """Look at a batch, the network, the loss and every test before hours of training lead to them."""
         first = _, micro_batches = next(self._loader)
@@ -196,10 +199,9 @@ class Trainer:
         _, micro_batches = next(define_train_loader(source, self.stream, self._dist, self._seed, 0, num_micro_batches))
         return micro_batches
 
-    def _check_still_real(self, accept: bool) -> None:
+    def _check_still_real(self) -> None:
         """UserError for a run on real samples that would go on with generated ones, because its data are missing."""
-        manifest = self._resume.manifest if self._resume else None
-        if manifest and manifest.stream.get("synthetic") is None and self._synthetic and not accept:
+        if self._manifest and self._manifest.stream.get("synthetic") is None and self._synthetic:
             raise UserError(
                 f"The run learned from real samples until iteration {self.start_iter}, and would go on with "
                 f"{self._synthetic}. Bring the data back, or name their place in datasets.train.dataroot"
@@ -215,7 +217,7 @@ class Trainer:
     def _warn_of_other_counts(self) -> None:
         """The iterations behind are not recounted when a batch or the data has another size."""
         now = self._stream_record
-        saved = self._resume.manifest.stream if self._resume and self._resume.manifest else now
+        saved = self._manifest.stream if self._manifest else now
         sizes = ("batch_size", "num_samples")
         if self.opt.train.total_epochs is not None and any(saved[key] != now[key] for key in sizes):
             logger.warning(
@@ -261,8 +263,8 @@ class Trainer:
         """The option file's seed, else the one that the run began with, else a random one; the same on every rank."""
         if opt.train.manual_seed is not None:
             return opt.train.manual_seed
-        if self._resume and self._resume.manifest:
-            return int(self._resume.manifest.stream["seed"])
+        if self._manifest:
+            return int(self._manifest.stream["seed"])
         return self._dist.on_main(lambda: secrets.randbits(31))
 
     def _print_start_block(self, guarantee: str) -> None:

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from benchmarks.measure import Mark, Row, interleave, main
 from utils.utils_checkpoint import CheckpointFolder, Manifest
+from utils.utils_progress import Progress
 from utils.utils_snapshot import BackgroundWriter
 
 WIDTH, DEPTH = 508, 11  # 25.6M parameters
@@ -80,7 +81,9 @@ class Longhaul:
 
     def save(self, state: State) -> None:
         """Returns when the loop may go on."""
-        manifest = Manifest(next(self._iterations), 0, "periodic", {}, {}, {}, {}, "")
+        manifest = Manifest(
+            iteration=next(self._iterations), epoch=0, reason="periodic", progress=Progress(), stream={}, machine={}
+        )
         self._is_written.clear()
         self.writer.save("checkpoint set", state, lambda copied: self._commit(copied, manifest))
 

@@ -27,7 +27,6 @@ from utils.utils_metrics import MetricValue
 from utils.utils_metrics_csv import logged_test
 from utils.utils_option import DatasetOptions, Options
 from utils.utils_option_file import apply_overrides
-from utils.utils_progress import Progress
 from utils.utils_state_file import load_state
 from views.select_view import define_view, stated
 from views.view_base import View
@@ -230,7 +229,7 @@ def _part_of_a_set(
             manifest = CheckpointFolder(file.parent).verify(path)
         except DamagedError as error:
             raise UserError(f"{file}: its checkpoint set is damaged: {error}; take another set") from error
-        epoch, fingerprint = manifest.epoch, Progress(**manifest.progress).judged_on or None
+        epoch, fingerprint = manifest.epoch, manifest.progress.judged_on or None
         device = _tested_on(manifest.machine, manifest.machine.get("device"))
         is_of_real_data = manifest.stream.get("synthetic", "") is None
         tested = "E" if "E" in manifest.files else "G"  # the options may have changed since

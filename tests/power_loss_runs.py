@@ -12,7 +12,7 @@ import torch
 from tests.disk_after_power_loss import read_tree
 from tests.helpers import ONE_RANK, tiny_option_mapping, validated
 from utils.checkpoint_manager import CheckpointManager
-from utils.utils_checkpoint import CheckpointFolder
+from utils.utils_checkpoint import CheckpointFolder, Manifest
 from utils.utils_checkpoint_names import PARTS, list_manifests, set_file_name
 from utils.utils_experiment import Experiment
 from utils.utils_option import Options
@@ -82,7 +82,11 @@ class Run:
             for iteration in iterations:
                 experiment.save_model("best_model.pth", state(iteration))
                 progress = Progress(0.5, iteration, 0, iteration)
-                experiment.save_set(iteration, 0, "periodic", progress, states(iteration), {"seed": 0}, {"ranks": 1})
+                manifest = Manifest(
+                    iteration=iteration, epoch=0, reason="periodic", progress=progress, stream={"seed": 0},
+                    machine={"ranks": 1},
+                )  # fmt: skip
+                experiment.save_set(states(iteration), manifest)
                 assert not experiment.save_failed
                 experiment.log.training(iteration, 0, 0.1, {"G_loss": 1.0}, 8)
             experiment.finish("DONE")
@@ -103,7 +107,7 @@ class Run:
         assert point.files.keys() == set(PARTS)
         for part, path in point.files.items():
             assert same(load_state(path), states(point.iteration)[part]), f"{path.name} is not what was saved"
-        best_iter = point.manifest.progress["best_iter"] if point.manifest else 0
+        best_iter = point.manifest.progress.best_iter if point.manifest else 0
         assert best_iter <= best, f"the set knows a model of {best_iter}, best_model.pth is of {best}"
         assert claimed <= point.iteration, f"status.json claims {claimed}"
         return {"set": point.iteration, "best": best}

@@ -1,6 +1,7 @@
 """Checkpoint sets: committed whole or not at all, verified before they are trusted, never deleted when damaged."""
 
 import collections
+import dataclasses
 import errno
 import hashlib
 import io
@@ -31,6 +32,7 @@ from utils.utils_checkpoint import (
 )
 from utils.utils_error import UserError
 from utils.utils_file import TEMPORARY_NAME, sha256_of
+from utils.utils_progress import Progress
 from utils.utils_state_file import DamagedFileError, check_finite, load_state, write_model, write_state
 
 NUM_RENAMES = len(PARTS) + 1
@@ -67,7 +69,10 @@ def states(seed: int) -> dict[str, Any]:
 
 
 def manifest(iteration: int) -> Manifest:
-    return Manifest(iteration, 1, "periodic", {}, {"best_value": 0.5}, {"seed": 0}, {"ranks": 1}, "")
+    return Manifest(
+        iteration=iteration, epoch=1, reason="periodic", progress=Progress(0.5, 2), stream={"seed": 0},
+        machine={"ranks": 1},
+    )  # fmt: skip
 
 
 def commit(folder: Path, *iterations: int, max_to_keep: int = 0) -> CheckpointFolder:
@@ -117,7 +122,7 @@ def test_manifest_records_bytes_hashes_and_what_it_was_given(tmp_path: Path) -> 
     commit(tmp_path, 4)
     content = json.loads((tmp_path / "4_manifest.json").read_text())
     assert (content["iteration"], content["epoch"], content["reason"]) == (4, 1, "periodic")
-    assert content["progress"] == {"best_value": 0.5}
+    assert content["progress"] == dataclasses.asdict(Progress(0.5, 2))
     assert content["saved_at"]
     for part in PARTS:
         data = (tmp_path / f"4_{part}.pth").read_bytes()

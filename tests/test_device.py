@@ -17,6 +17,7 @@ from utils import utils_device
 from utils.utils_checkpoint import Manifest, ResumePoint
 from utils.utils_device import chosen_amp, precision_name, trains_faster_in_bf16
 from utils.utils_experiment import machine_record
+from utils.utils_progress import Progress
 from utils.utils_resume import resume_guarantee
 
 __all__ = ["new_run", "server"]  # fixtures
@@ -111,7 +112,10 @@ def test_a_resume_says_that_auto_has_chosen_anew(
 ) -> None:
     options = net_options({"amp": "auto"})
     become(monkeypatch, tmp_path, before)
-    manifest = Manifest(4, 0, "periodic", {}, {}, {}, machine_record(options, ONE_RANK), "")
+    manifest = Manifest(
+        iteration=4, epoch=0, reason="periodic", progress=Progress(), stream={},
+        machine=machine_record(options, ONE_RANK),
+    )  # fmt: skip
     become(monkeypatch, tmp_path, now)
     resume = ResumePoint(4, {"optimizerG": tmp_path}, manifest)
     said = resume_guarantee(resume, {}, machine_record(options, ONE_RANK), [])

@@ -14,6 +14,7 @@ from tables import TABLES
 from tests.helpers import EDITED_STATUSES, ONE_RANK, changed, messages, tiny_option_mapping, validated, write_options
 from tests.test_lock import held_by_a_child
 from utils import utils_experiment, utils_option
+from utils.utils_checkpoint import Manifest
 from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment, machine_record
@@ -43,9 +44,16 @@ def status(experiment: Experiment) -> tuple[str, int]:
     return content["state"], content["last_committed_iter"]
 
 
+def manifest(iteration: int) -> Manifest:
+    return Manifest(
+        iteration=iteration, epoch=0, reason="periodic", progress=Progress(0.5, 2, 1, 3), stream={"seed": 0},
+        machine=MACHINE,
+    )  # fmt: skip
+
+
 def save(experiment: Experiment, iteration: int, value: float = 1.0) -> None:
     states = {part: {"weight": torch.tensor([value])} for part in PARTS}
-    experiment.save_set(iteration, 0, "periodic", Progress(0.5, 2, 1, 3), states, {"seed": 0}, MACHINE)
+    experiment.save_set(states, manifest(iteration))
     assert experiment.save_failed == (value != value)
 
 
@@ -223,7 +231,7 @@ def test_what_is_saved_is_found_again_with_its_progress(make: Callable[..., Expe
         assert point is not None
         assert point.manifest is not None
         assert (point.iteration, point.manifest.reason) == (8, "periodic")
-        assert Progress(**point.manifest.progress) == Progress(0.5, 2, 1, 3)
+        assert point.manifest.progress == Progress(0.5, 2, 1, 3)
         assert point.manifest.stream == {"seed": 0}
         assert point.manifest.machine == MACHINE
 
@@ -312,7 +320,7 @@ def test_changes_are_those_since_the_launch_that_saved_the_set(
 
 def test_other_ranks_write_nothing(tmp_path: Path, make: Callable[..., Experiment]) -> None:
     with make(Dist(rank=1, world_size=2)) as experiment:
-        experiment.save_set(4, 0, "periodic", Progress(), {"G": {}}, {}, MACHINE)
+        experiment.save_set({"G": {}}, manifest(4))
         experiment.save_model("best_model.pth", {})
         experiment.save_options()
         experiment.log.start(0, 10)
@@ -411,7 +419,7 @@ def test_a_trainer_whose_folder_another_has_taken_writes_nothing_more(
         with held_by_a_child(experiment.folder):
             before = everything(experiment.models), (experiment.folder / "status.json").read_bytes()
             states = {part: {"weight": torch.ones(1)} for part in PARTS}
-            experiment.save_set(8, 0, "periodic", Progress(), states, {"seed": 0}, MACHINE)
+            experiment.save_set(states, manifest(8))
             experiment.save_model("best_model.pth", {"iter": 8, "model_state_dict": {"weight": torch.ones(2)}})
             experiment.finish("DONE")
             assert experiment.save_failed

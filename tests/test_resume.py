@@ -35,6 +35,7 @@ from tests.run_helpers import (
     straight,
 )
 from utils.utils_checkpoint import Manifest, ResumePoint
+from utils.utils_progress import Progress
 from utils.utils_resume import resume_guarantee
 
 __all__ = ["many_faces", "new_run", "server", "straight"]  # fixtures
@@ -637,7 +638,8 @@ def test_an_option_that_changes_the_run_would_be_noticed(
 
 
 def test_a_resume_without_a_part_is_not_exact() -> None:
-    resume = ResumePoint(4, {}, Manifest(4, *[{}] * 7))
+    manifest = Manifest(iteration=4, epoch=0, reason="periodic", progress=Progress(), stream={}, machine={})
+    resume = ResumePoint(4, {}, manifest)
     assert resume_guarantee(resume, {}, {}, []).startswith("EXACT")
     guarantee = resume_guarantee(resume, {}, {}, ["E starts afresh", "optimizerG starts afresh"])
     assert guarantee.startswith("SAME-DATA")

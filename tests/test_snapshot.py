@@ -18,6 +18,7 @@ import torch
 
 from tests.helpers import messages
 from utils.utils_checkpoint import CheckpointFolder, Manifest
+from utils.utils_progress import Progress
 from utils.utils_snapshot import BackgroundWriter, Snapshot
 
 KIND = "checkpoint set"
@@ -273,7 +274,7 @@ def test_a_save_that_fails_leaves_the_set_before(tmp_path: Path, writer: Backgro
     checkpoints = CheckpointFolder(tmp_path)
 
     def save(iteration: int, value: float) -> None:
-        manifest = Manifest(iteration, 0, "periodic", {}, {}, {}, {}, "")
+        manifest = Manifest(iteration=iteration, epoch=0, reason="periodic", progress=Progress(), stream={}, machine={})
         states = {"G": {"weight": torch.tensor([value])}}
         writer.save(KIND, states, lambda copied: checkpoints.commit(copied, manifest, 2))
         writer.wait()

@@ -57,22 +57,22 @@ class DamagedError(Exception):
     """A checkpoint file or set is not what was committed; the message says which file and what is wrong."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """The commit record of one set.
 
-    reason: periodic, interrupt or final. progress: what cannot be derived (see utils_progress). stream: what decides
-    which sample comes when. machine: what decides the order of float operations.
+    reason: periodic, interrupt or final. stream: what decides which sample comes when. machine: what decides the order
+    of float operations. `CheckpointFolder.commit` fills in files, by part, and saved_at.
     """
 
     iteration: int
     epoch: int
     reason: str
-    files: Mapping[str, FileRecord]
-    progress: Mapping[str, Any]
+    files: Mapping[str, FileRecord] = dataclasses.field(default_factory=dict)
+    progress: Progress
     stream: Mapping[str, Any]
     machine: Mapping[str, Any]
-    saved_at: str
+    saved_at: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class CheckpointFolder:
         self.folder = folder
         self._published: set[str] = set()  # parts that may be written again, by a second attempt
 
-    def commit(self, states: Mapping[str, Any], manifest: Manifest, max_to_keep: int) -> Manifest:
+    def commit(self, states: Mapping[str, Any], manifest: Manifest, max_to_keep: int) -> None:
         """Write the parts in `states` and then the manifest; afterwards prune to `max_to_keep` sets (0: keep all).
 
         A committed set is never rewritten. Raises OSError when the disk is full, FloatingPointError for what is not
@@ -99,7 +99,7 @@ class CheckpointFolder:
         fails.
         """
         if (self.folder / manifest_name(manifest.iteration)).exists():
-            return manifest
+            return
         for part, state in states.items():
             check_finite(set_file_name(manifest.iteration, part), state)
         self._check_free_space(states)
@@ -118,7 +118,6 @@ class CheckpointFolder:
             self.prune(max_to_keep)
         except OSError as error:  # the set is committed all the same
             logger.warning("An old checkpoint set could not be removed: %s", error)
-        return committed
 
     def rehearse(self, states: Mapping[str, Any], manifest: Manifest) -> None:
         """UserError for what `commit` would refuse whatever the disk; writes nothing."""
@@ -321,11 +320,9 @@ def read_manifest(path: Path) -> Manifest:
         raise DamagedError(f"{path.name} is not a manifest ({error})") from error
     try:
         files = {part: FileRecord(**record) for part, record in content.pop("files").items()}
-        manifest = Manifest(files=files, **content)
-        Progress(**manifest.progress)
+        return Manifest(files=files, progress=Progress(**content.pop("progress")), **content)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path}: written by another version of Longhaul ({error}); it was left where it is: launch with that "
             "version, or give this run another task name"
         ) from error
-    return manifest

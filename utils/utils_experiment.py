@@ -1,7 +1,6 @@
 """The experiment folder: one trainer in it at a time, its options, its status, and what it saves. Rank 0 writes."""
 
 import contextlib
-import dataclasses
 import datetime
 import errno
 import json
@@ -31,7 +30,6 @@ from utils.utils_history import read_status, saved_options, stamp_of_launch
 from utils.utils_lock import FolderLock
 from utils.utils_logger import RunLog
 from utils.utils_option import Options
-from utils.utils_progress import Progress
 from utils.utils_snapshot import BackgroundWriter
 from utils.utils_state_file import load_state, write_model
 
@@ -141,29 +139,24 @@ class Experiment:
         except OSError as error:  # a full disk must not end a run that could still finish
             logger.error("The options of this launch could not be written: %s", error)
 
-    def rehearse_save(self, states: Mapping[str, Any], stream: Mapping[str, Any], machine: Mapping[str, Any]) -> None:
+    def rehearse_save(self, states: Mapping[str, Any], manifest: Manifest) -> None:
         """UserError if no set of such states could be saved, which would be known hours later. Collective."""
-        manifest = Manifest(0, 0, "", {}, dataclasses.asdict(Progress()), stream, machine, "")
         self._dist.on_main(lambda: self._checkpoints.rehearse(states, manifest))
 
-    def save_set(
-        self, current_iter: int, epoch: int, reason: str, progress: Progress, states: Mapping[str, Any],
-        stream: Mapping[str, Any], machine: Mapping[str, Any],
-    ) -> None:  # fmt: skip
+    def save_set(self, states: Mapping[str, Any], manifest: Manifest) -> None:
         """Commit a checkpoint set in the background; returns once the state is copied."""
         if not self._dist.is_main:
             return
-        manifest = Manifest(current_iter, epoch, reason, {}, dataclasses.asdict(progress), stream, machine, "")
         start = time.perf_counter()
 
         def write(states: Any) -> None:
             self._lock.check()
             self._checkpoints.commit(states, manifest, self.opt.train.max_to_keep)
-            self.last_committed_iter = current_iter
+            self.last_committed_iter = manifest.iteration
             self._write_status("RUNNING")
             logger.info(
                 "Saved iteration %s (%s), %.2f s in the background.",
-                f"{current_iter:,}", reason, time.perf_counter() - start,
+                f"{manifest.iteration:,}", manifest.reason, time.perf_counter() - start,
             )  # fmt: skip
 
         self._writer.save("checkpoint set", states, write)

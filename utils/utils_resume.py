@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from utils.utils_checkpoint import ResumePoint
+from utils.utils_checkpoint import Manifest, ResumePoint
 from utils.utils_error import UserError
 
 
-def check_stream(resume: ResumePoint | None, stream: Mapping[str, Any]) -> None:
+def check_stream(manifest: Manifest | None, stream: Mapping[str, Any]) -> None:
     """UserError if what decides which sample comes when, `stream`, is another than when the set was saved."""
-    if resume and resume.manifest and (changed := _differences(resume.manifest.stream, stream)):
+    if manifest and (changed := _differences(manifest.stream, stream)):
         raise UserError(
             "The run cannot be resumed exactly, because what decides the order of its samples has changed "
             f"({changed}). Restore the options, give the run another task name, or add "
