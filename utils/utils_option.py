@@ -69,14 +69,15 @@ def validate(raw: Mapping[str, Any], source: str = "options", tables: Mapping[st
     """The options in a mapping of JSON values, such as `to_dict` gives; `source` names them in the UserError."""
     given, notice = without_kair_keys({key: value for key, value in raw.items() if key != "$schema"})
     options, inherited = _inherit(_without_null_sections(given))
+    tables = tables or {}
     parsed = None
     mistakes = []
     try:
         parsed = Options.model_validate_json(json.dumps(options))
     except ValidationError as error:
         mistakes = explain(error, options, Options)
-    mistakes += [*_section_mistakes(options), *_dataset_mistakes(options, tables or {})]
-    mistakes += [*_best_mode_mistakes(options, tables or {}), *_table_mistakes(options, tables or {})]
+    mistakes += [*_section_mistakes(options), *_dataset_mistakes(options, tables)]
+    mistakes += [*_best_mode_mistakes(options, tables), *_table_mistakes(options, tables)]
     # a mistake in what a test data set inherits is reported where the user wrote it: in datasets.train
     mistakes = [line for line in dict.fromkeys(mistakes) if not line.startswith(inherited)]
     if mistakes or parsed is None:
@@ -134,6 +135,12 @@ def _mapping(value: Any, key: str) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
+def _entry(tables: Mapping[str, Table], kind: str, name: Any) -> object:
+    """What the table of a kind has under a name that may be anything; None if nothing."""
+    table = tables.get(kind)
+    return table[name] if table and isinstance(name, str) and name in table else None
+
+
 def _without_null_sections(options: dict[str, Any]) -> dict[str, Any]:
     """A section without keys is null in YAML."""
     sections = Options.model_fields.keys() - {"task", "model"}
@@ -166,11 +173,9 @@ def _section_mistakes(options: dict[str, Any]) -> Iterator[str]:
 
 
 def _best_mode_mistakes(options: dict[str, Any], tables: Mapping[str, Table]) -> Iterator[str]:
-    val, metrics = _mapping(options, "val"), tables.get("metric")
+    val = _mapping(options, "val")
     name, mode = val.get("best_metric"), val.get("best_mode", ValOptions.model_fields["best_mode"].default)
-    better = (
-        getattr(metrics[name], "best_mode", mode) if metrics and isinstance(name, str) and name in metrics else mode
-    )
+    better = getattr(_entry(tables, "metric", name), "best_mode", mode)
     if mode in ("max", "min") and mode != better:
         yield f'val.best_mode: "{mode}" would keep the worst model, because best_metric is "{name}"; use "{better}"'
 
@@ -207,15 +212,14 @@ def _dataset_mistakes(options: dict[str, Any], tables: Mapping[str, Table]) -> I
 
 def _final_split(dataset: dict[str, Any], tables: Mapping[str, Table]) -> str:
     """The split that a data set keeps for the end; "" if it names none."""
-    name, table = dataset.get("dataset_type"), tables.get("dataset")
-    return getattr(table[name], "final_split", "") if table and isinstance(name, str) and name in table else ""
+    return getattr(_entry(tables, "dataset", dataset.get("dataset_type")), "final_split", "")
 
 
 def _samples(dataset: dict[str, Any], tables: Mapping[str, Table]) -> dict[str, Any]:
     """What decides which samples a data set has: its type, its root and its arguments, defaults included."""
     own = DatasetOptions.model_fields.keys() - {"dataset_type", "dataroot"}
-    name, table = dataset.get("dataset_type"), tables.get("dataset")
-    fields = table.arguments(name).model_fields if table and isinstance(name, str) and name in table else {}
+    is_known = _entry(tables, "dataset", dataset.get("dataset_type")) is not None
+    fields = tables["dataset"].arguments(dataset["dataset_type"]).model_fields if is_known else {}
     defaults = {key: field.default for key, field in fields.items() if not field.is_required()}
     return {"dataroot": None} | defaults | {key: value for key, value in dataset.items() if key not in own}
 
