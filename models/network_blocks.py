@@ -4,6 +4,20 @@ import torch
 import torch.nn as nn
 
 
+def conv_norm_relu(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution, batch norm and ReLU; (B, C, H, W) -> (B, C', H/s, W/s)."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
+
+
+def projection(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
+    """A 1x1 convolution and batch norm; (B, C, H, W) -> (B, C', H/s, W/s)."""
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels))
+
+
 class SqueezeExcitation(nn.Module):
     """Scale each channel by what the whole image says of it (Hu et al., CVPR 2018); (B, C, H, W) -> the same."""
 
@@ -53,9 +67,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, squeeze: int = 0) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
+            *conv_norm_relu(in_channels, out_channels, stride),
             nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False),
             nn.BatchNorm2d(out_channels),
         )
@@ -63,9 +75,7 @@ class ResidualBlock(nn.Module):
             self.body.append(SqueezeExcitation(out_channels, squeeze))
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
-            )
+            self.shortcut = projection(in_channels, out_channels, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.relu(self.body(x) + self.shortcut(x))

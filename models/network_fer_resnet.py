@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 import torch.nn as nn
 
-from models.network_blocks import MeanPool, ResidualBlock, WeightedPool
+from models.network_blocks import MeanPool, ResidualBlock, WeightedPool, conv_norm_relu
 
 
 class FerResNet(nn.Module):
@@ -43,11 +43,7 @@ class FerResNet(nn.Module):
             raise ValueError(f"netG.squeeze: {squeeze} must be 0 (none) or a positive reduction, such as 4")
         if size < 1:
             raise ValueError(f"netG.size: {size} pixels must be positive")
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, widths[0], 3, stem_stride, 1, bias=False),
-            nn.BatchNorm2d(widths[0]),
-            nn.ReLU(inplace=True),
-        )
+        self.stem = conv_norm_relu(in_channels, widths[0], stem_stride)
         blocks, channels = [], widths[0]
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
             for number in range(depth):

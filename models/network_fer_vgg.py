@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 import torch.nn as nn
 
-from models.network_blocks import MeanPool, WeightedPool
+from models.network_blocks import MeanPool, WeightedPool, conv_norm_relu
 
 
 class FerVGG(nn.Module):
@@ -44,11 +44,7 @@ class FerVGG(nn.Module):
         channels = in_channels
         for width in widths:
             for _ in range(2):
-                layers += [
-                    nn.Conv2d(channels, width, 3, 1, 1, bias=False),
-                    nn.BatchNorm2d(width),
-                    nn.ReLU(inplace=True),
-                ]
+                layers += conv_norm_relu(channels, width)
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.body = nn.Sequential(*layers)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn as nn
 
-from models.network_blocks import ResidualBlock
+from models.network_blocks import ResidualBlock, conv_norm_relu, projection
 
 MM_PER_UNIT = 50.0  # about the spread of a hand's joints, so that the last layer deals in numbers near 1
 NUM_APPEARANCE = 32  # features that say what the image looks like at a joint
@@ -38,15 +38,13 @@ class HandPoseNet(nn.Module):
         super().__init__()
         _check(size, num_joints, widths, depths, heat_width, root_joint_idx)
         self.size, self.num_joints, self.root_joint_idx = size, num_joints, root_joint_idx
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True)
-        )
+        self.stem = conv_norm_relu(3, widths[0], 2)
         self.stages = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width if n else before, width, stride=1 if n else 2) for n in range(depth)))
             for before, width, depth in zip(widths[:-1], widths[1:], depths, strict=True)
         )
-        self.fine = _projection(widths[-2], heat_width)
-        self.coarse = _projection(widths[-1], heat_width)
+        self.fine = projection(widths[-2], heat_width)
+        self.coarse = projection(widths[-1], heat_width)
         self.heatmaps = nn.Conv2d(heat_width, num_joints, 1)
         self.appearance = nn.Conv2d(heat_width, NUM_APPEARANCE, 1)
         self.dropout = nn.Dropout(dropout)
@@ -79,10 +77,6 @@ def soft_argmax(heat: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
     places = torch.stack(torch.meshgrid(x, y, indexing="xy")).expand(heat.shape[0], -1, -1, -1)  # (B, 2, H, W)
     at_pixels = torch.cat([places, features], dim=1).flatten(2)
     return heat.flatten(2).softmax(dim=2) @ at_pixels.mT
-
-
-def _projection(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 def _check(
