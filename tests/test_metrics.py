@@ -136,6 +136,16 @@ def test_calibration_error_and_confidence_are_those_of_their_definitions(sharpne
         assert metric.compute().item() == pytest.approx(wanted, abs=1e-5), name
 
 
+def test_calibration_leaves_out_samples_that_the_loss_leaves_out() -> None:
+    logits, target = torch.randn(90, NUM_CLASSES), torch.from_numpy(labels(90))
+    is_known = torch.arange(90) % 3 != 1
+    marked = target.where(is_known, torch.nn.CrossEntropyLoss().ignore_index)
+    whole, known = (METRICS.build("calibration_error", {}, num_classes=NUM_CLASSES) for _ in range(2))
+    whole.update(logits, marked)
+    known.update(logits[is_known], target[is_known])
+    assert whole.compute().item() == pytest.approx(known.compute().item())
+
+
 def test_every_metric_is_tested() -> None:
     assert set(METRICS) == {*METRIC_NAMES, *POSE_METRICS, "calibration_error", "confidence", "mae", "mse"}
 

@@ -6,7 +6,7 @@ from typing import Literal, TypeVar
 import torch
 
 from utils.utils_error import UserError
-from utils.utils_metric_sums import Metric, of_confusion, sample_mean
+from utils.utils_metric_sums import IGNORED, Metric, of_confusion, sample_mean
 from utils.utils_pose import PCK_THRESHOLDS_MM, POSE_METRICS, check_joints, root_relative
 from utils.utils_table import Table
 
@@ -68,11 +68,13 @@ def calibration_error(num_classes: int | None) -> Metric:
     _classes(num_classes)
     num_bins = 15
 
-    def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, int]:
+    def of_batch(output: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         found, predicted = _probabilities("calibration_error", output).max(dim=1)
+        is_counted = target != IGNORED
         bins = (found * num_bins).ceil().long().clamp(1, num_bins) - 1
         gaps = torch.zeros(num_bins, dtype=torch.float64, device=output.device)
-        return gaps.index_add(0, bins, found.double() - (predicted == target).double()), len(output)
+        of_samples = (found.double() - (predicted == target).double()) * is_counted
+        return gaps.index_add(0, bins, of_samples), is_counted.sum()
 
     return Metric([(num_bins,), ()], of_batch, lambda gaps, count: gaps.abs().sum() / count)
 
