@@ -216,11 +216,13 @@ class ModelPlain(ModelBase):
         parts: dict[str, Any] = {"G": self.netG.state_dict()}
         if self.netE is not None:
             parts["E"] = self.netE.state_dict()
-        optimizer = self.optimizer.state_dict()
-        # In the order of the parameters, not of their first gradients: a resume restores it so.
-        state = dict(sorted(optimizer["state"].items()))
-        parts["optimizerG"] = {**optimizer, "state": state, "type": type(self.optimizer).__name__}
+        parts["optimizerG"] = {**self.optimizer_state(), "type": type(self.optimizer).__name__}
         return parts
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """The state dict in the order of the parameters, not of their first gradients: a resume restores it so."""
+        optimizer = self.optimizer.state_dict()
+        return {**optimizer, "state": dict(sorted(optimizer["state"].items()))}
 
     def load(self, resume: ResumePoint | None) -> list[str]:
         """Restore a resume point, or initialise a fresh run from path.pretrained_netG / _netE.

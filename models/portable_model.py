@@ -54,6 +54,6 @@ def train_record(model: ModelPlain, result: Mapping[str, MetricValue], train_los
     record: dict[str, Any] = {name: value for name, value in result.items() if isinstance(value, float)}
     record |= {"train_loss": train_loss, "test_loss": record.pop("loss")}
     if model.opt.train.best_model_optimizer:
-        record["optimizer_state_dict"] = model.optimizer.state_dict()
+        record["optimizer_state_dict"] = model.optimizer_state()
         record["scheduler_state_dict"] = {"none": "the learning rate is a function of the iteration"}
     return record

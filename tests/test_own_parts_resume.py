@@ -27,6 +27,7 @@ from models.optimizer import OPTIMIZERS
 from models.optimizer_torch import without_dynamo
 from tests.own_parts import LAST, NUM_CLASSES, Launch, Linear, Numbers, files, launch
 from utils.utils_metric_sums import Metric, sample_mean
+from utils.utils_state_file import load_state
 
 __all__ = ["launch"]  # a fixture
 
@@ -264,6 +265,15 @@ def test_a_parameter_that_comes_later_resumes_exactly(launch: Launch, tmp_path: 
     assert launch("parts", net=Late, train__G_optimizer_type=optimizer, train__total_iter=4) == 0
     assert launch("parts", net=Late, train__G_optimizer_type=optimizer) == 0
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
+
+
+def test_the_optimizer_in_a_best_model_is_that_of_a_run_without_a_stop(launch: Launch, tmp_path: Path) -> None:
+    changes = {"val__metrics": ["confidence"], "val__best_metric": "confidence", "train__best_model_optimizer": True}
+    assert launch("whole", net=Late, **changes) == 0
+    assert launch("parts", net=Late, **changes, train__total_iter=4) == launch("parts", net=Late, **changes) == 0
+    whole, parts = (load_state(tmp_path / task / "models" / "best_model.pth") for task in ("whole", "parts"))
+    assert whole["iter"] == parts["iter"] == LAST
+    assert list(whole["optimizer_state_dict"]["state"]) == list(parts["optimizer_state_dict"]["state"])
 
 
 class Thawing(nn.Module):
