@@ -141,9 +141,10 @@ class Tester:
         shown = self._sources.get("test", self._sources["train"])
         transforms = [each.model_dump() for each in without_random(shown.options).transforms]
         return pack_model(
-            self._model, current_iter, self._stream.epoch(current_iter), self.result, shown.class_names,
-            shown.dataset[0]["input"], transforms, synthetic_notice(self._sources.values()),
-            shown.fingerprint if shown.name == "test" else None, self._machine,
+            self._model, current_iter=current_iter, epoch=self._stream.epoch(current_iter), metrics=self.result,
+            class_names=shown.class_names, raw_input=shown.dataset[0]["input"], transforms=transforms,
+            synthetic=synthetic_notice(self._sources.values()),
+            fingerprint=shown.fingerprint if shown.name == "test" else None, machine=self._machine,
         )  # fmt: skip
 
     def draw_pictures(self, at_the_end: bool = False) -> None:

@@ -12,7 +12,7 @@ from utils.utils_option import to_dict
 
 
 def pack_model(
-    model: ModelPlain, current_iter: int, epoch: int, metrics: Mapping[str, MetricValue], class_names: Sequence[str],
+    model: ModelPlain, *, current_iter: int, epoch: int, metrics: Mapping[str, MetricValue], class_names: Sequence[str],
     raw_input: torch.Tensor, transforms: Sequence[Mapping[str, Any]], synthetic: str | None, fingerprint: str | None,
     machine: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
