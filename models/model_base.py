@@ -1,4 +1,4 @@
-"""What any model does: wrapping networks for several ranks, naming its state, loading files into networks."""
+"""What any model does: device and precision, wrapping networks for several ranks, loading files into networks."""
 
 import contextlib
 import logging
@@ -28,7 +28,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class ModelBase:
-    """Holds the options, this rank's place and the device; knows how networks are wrapped and loaded."""
+    """Holds the options, this rank's place and the device; knows how networks are moved there and wrapped."""
 
     def __init__(self, opt: Options, dist: Dist, seed: int) -> None:
         self.opt = opt

@@ -105,7 +105,7 @@ def mpjpe() -> Metric:
 
 @_best_is("min")
 def pa_mpjpe() -> Metric:
-    """The same in mm after a similarity transform of each prediction onto its truth, reflections excluded."""
+    """mpjpe in mm after a similarity transform of each prediction onto its truth, reflections excluded."""
     return _of_poses("pa_mpjpe")
 
 
@@ -123,7 +123,7 @@ def pck_auc() -> Metric:
 
 @_best_is("max")
 def pa_pck_auc() -> Metric:
-    """The same after the alignment of pa_mpjpe."""
+    """pck_auc after the alignment of pa_mpjpe."""
     return _of_poses("pa_pck_auc")
 
 
