@@ -80,8 +80,7 @@ class RunLog:
     """The log of one launch, in the experiment folder; on other ranks everything is a no-op."""
 
     def __init__(self, folder: Path | None, tensorboard: bool, progress_bar: bool) -> None:
-        self._folder = folder
-        self._tensorboard = tensorboard and folder is not None
+        self._tb_folder = folder / "tb" if tensorboard and folder is not None else None
         self._progress_bar = progress_bar and folder is not None
         self._tb: TensorBoard | None = None
         self._metrics: MetricsFile | None = None
@@ -101,9 +100,8 @@ class RunLog:
         self._start_time = self._last_time = time.perf_counter()
         self._last_iter = start_iter
         self._paused_since_last = 0.0
-        if self._tensorboard:
-            assert self._folder is not None
-            self._tb = TensorBoard(self._folder / "tb", purge_step=start_iter + 1)
+        if self._tb_folder is not None:
+            self._tb = TensorBoard(self._tb_folder, purge_step=start_iter + 1)
         if self._progress_bar:
             from tqdm import tqdm
 
@@ -161,7 +159,7 @@ class RunLog:
     @property
     def wants_images(self) -> bool:
         """Whether pictures go anywhere."""
-        return self._tensorboard
+        return self._tb_folder is not None
 
     def failure(self, error: BaseException) -> None:
         """Write how the launch ended to train.log alone; the console gets it from whoever handles the error."""

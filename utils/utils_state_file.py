@@ -184,8 +184,7 @@ def crc_damage(path: Path) -> str | None:
         if not zipfile.is_zipfile(path):  # torch's older format, or what loading will find to be none
             return None
         with zipfile.ZipFile(path) as archive:
-            has_crc = any(entry.CRC for entry in archive.infolist())
-            damaged = archive.testzip() if has_crc else None
+            damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, RuntimeError, zlib.error) as error:
         return str(error)  # a damaged directory raises many things
     return f"the checksum of {damaged} does not hold" if damaged else None
