@@ -15,7 +15,6 @@ from models.evaluate import evaluate
 from models.model_plain import ModelPlain
 from models.portable_model import pack_model, train_record
 from models.probe import probe_test
-from utils.utils_dist import Dist
 from utils.utils_error import UserError
 from utils.utils_experiment import Experiment
 from utils.utils_metrics import MetricValue, spoken, with_unit
@@ -37,16 +36,16 @@ class Tester:
     """
 
     def __init__(
-        self, opt: Options, dist: Dist, stop: StopRequest, experiment: Experiment, sources: Mapping[str, DataSource],
-        model: ModelPlain, stream: TrainStream, saved: Progress, machine: Mapping[str, Any],
+        self, model: ModelPlain, stop: StopRequest, experiment: Experiment, sources: Mapping[str, DataSource],
+        stream: TrainStream, saved: Progress, machine: Mapping[str, Any],
     ) -> None:  # fmt: skip
-        self._opt, self._dist, self._stop, self._experiment, self._sources = opt, dist, stop, experiment, sources
-        self._model, self._stream = model, stream
+        self._model, self._opt, self._dist = model, model.opt, model.dist
+        self._stop, self._experiment, self._sources, self._stream = stop, experiment, sources, stream
         self._machine = machine
-        self._loaders = define_test_loaders(sources, dist)
+        self._loaders = define_test_loaders(sources, model.dist)
         self.progress = saved
         if "test" in sources:
-            judge = f"{opt.val.best_mode} {_best_metric(opt)} of {sources['test'].fingerprint}"
+            judge = f"{model.opt.val.best_mode} {_best_metric(model.opt)} of {sources['test'].fingerprint}"
             self.progress = saved.now_judged_by(judge)
         self._is_judged_anew = self.progress.best_iter != saved.best_iter
         # One of a later iteration comes again, or is set aside.
@@ -58,7 +57,7 @@ class Tester:
             )
             experiment.set_aside_model("best_model.pth", "was the best before")
             self._choose_anew()
-        elif dist.on_main(self._was_chosen_anew):
+        elif model.dist.on_main(self._was_chosen_anew):
             self._choose_anew()
         self._pictures = self._define_pictures()
         self.result: dict[str, MetricValue] = {}

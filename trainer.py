@@ -66,9 +66,8 @@ class Trainer:
         dist.same_on_machines(lambda: {"code": str(code["code"]), **self.model.record()})
         self._machine_record = {**machine_record(self.opt, dist), **train.record, **self.model.record()}
         self.tests = Tester(
-            self.opt, dist, stop, experiment, sources, self.model, self.stream, self._saved,
-            {**self._machine_record, **code},
-        )  # fmt: skip
+            self.model, stop, experiment, sources, self.stream, self._saved, {**self._machine_record, **code}
+        )
         self._stream_record = {
             "seed": self._seed,
             "batch_size": self.stream.batch_size,
