@@ -132,6 +132,24 @@ def test_a_metric_whose_name_ends_in_a_number_is_one_of_all_tests(tmp_path: Path
     assert panels["Range of each class"] == {"0": [(10, 0.1)], "1": [(10, 0.2)]}
 
 
+@pytest.mark.parametrize(
+    ("columns", "value_names"),
+    [
+        ("range_0,range_1,range_2,top_2", ()),  # in metrics.csv it comes last if a later launch has added it
+        ("range_0,range_1,range_2,top_2", ("0", "1", "2")),
+        ("top_2,range_0,range_1,range_2", ("0", "1", "2")),
+    ],
+)
+def test_a_number_in_the_name_of_a_metric_is_no_class(
+    columns: str, value_names: tuple[str, ...], tmp_path: Path
+) -> None:
+    header = f"iter,epoch,split,lr,G_loss,images_per_s,{columns}\n"
+    (tmp_path / "metrics.csv").write_text(header + "10,0,test,.1,1.5,,.4,.4,.4,.4\n")
+    panels = {panel.title: panel.lines for panel in curve_panels(read_history(tmp_path), value_names)}
+    assert panels["Top 2"] == {"test": [(10, 0.4)]}
+    assert panels["Range of each class"] == {each: [(10, 0.4)] for each in ("0", "1", "2")}
+
+
 def test_a_panel_without_any_finite_value_is_empty() -> None:
     lines = {name: [(1, float("nan")), (2, float("nan"))] for name in ("test", "test_b")}
     assert not panel_figure(Panel("Loss", "", lines)).axes[0].texts

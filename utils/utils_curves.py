@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,19 +56,14 @@ def curve_panels(history: History, value_names: Sequence[str]) -> list[Panel]:
     losses = {split: columns["G_loss"] for split, columns in history.series.items() if "G_loss" in columns}
     panels = [Panel("Loss", "loss", losses)] if losses else []
     names = dict.fromkeys(name for columns in tests.values() for name in columns if name not in ("lr", "G_loss"))
-    of_classes = {f"_{label}": label for label in value_names}
     grouped: dict[str, dict[str, Series]] = {}
     for name in names:
-        ending = max((each for each in of_classes if name.endswith(each)), key=len, default=None)
-        numbered = re.fullmatch(r"(.+)(_\d+)", name)
-        if ending is None and numbered and f"{numbered[1]}_0" in names:  # else it is one number, such as top_5
-            ending = numbered[2]
-            of_classes[ending] = ending[1:]
-        if ending is None:
+        metric, label = _metric_and_label(name, names, value_names)
+        if label is None:
             lines = {split: columns[name] for split, columns in tests.items() if name in columns}
             panels.append(Panel(spoken(name), UNITS.get(name, ""), lines))
         elif name in tests.get("test", {}):
-            grouped.setdefault(name.removesuffix(ending), {})[of_classes[ending]] = tests["test"][name]
+            grouped.setdefault(metric, {})[label] = tests["test"][name]
     panels += [
         Panel(f"{spoken(name)} of each class", UNITS.get(f"{name}_per_class", ""), lines)
         for name, lines in grouped.items()
@@ -76,6 +71,21 @@ def curve_panels(history: History, value_names: Sequence[str]) -> list[Panel]:
     ]
     rest = {name: series for name, series in train.items() if name != "G_loss"}
     return panels + [Panel(spoken(name), UNITS.get(name, ""), {"train": series}) for name, series in rest.items()]
+
+
+def _metric_and_label(name: str, names: Collection[str], value_names: Sequence[str]) -> tuple[str, str | None]:
+    """A column of a test as its metric and the class, joint or number that it is of; None if it is all of the metric.
+
+    names: of all columns, among which those of a metric with many values stand together.
+    """
+    for label in sorted((each for each in value_names if name.endswith(f"_{each}")), key=len, reverse=True):
+        metric = name.removesuffix(f"_{label}")
+        if all(f"{metric}_{each}" in names for each in value_names):
+            return metric, label
+    numbered = re.fullmatch(r"(.+)_(\d+)", name)
+    if numbered and f"{numbered[1]}_0" in names:  # else it is one number, such as top_5
+        return numbered[1], numbered[2]
+    return name, None
 
 
 def panel_figure(panel: Panel, interruptions: Sequence[tuple[int, str]] = (), best_iter: int | None = None) -> "Figure":
