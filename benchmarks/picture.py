@@ -14,6 +14,8 @@ NUM_COLUMNS = 2
 WIDE = 5
 """From this ratio of the largest to the smallest value on, the axis is logarithmic."""
 MARK = "#c4572b"
+VALUE_GROUND = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+"""Of a value: without it the mark, the grid and the spread would cross its digits."""
 
 
 def figure_of(rows: Sequence[Row]) -> "Figure":
@@ -37,8 +39,9 @@ def _draw(axes: Any, row: Row) -> None:
         middle = median(values[name])
         axes.errorbar(middle, place, xerr=spread(values[name]), fmt="o", color=colour, markersize=7, capsize=3)
         axes.annotate(
-            f"{middle:.3g}", (middle, place), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=colour
-        )
+            f"{middle:.3g}", (middle, place), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=colour,
+            bbox=VALUE_GROUND,
+        )  # fmt: skip
     _scale(axes, [median(each) for each in values.values()])
     for mark in _marks_in_view(row):
         bound = mark.ratio if isinstance(mark, Mark) else mark.value
@@ -69,7 +72,7 @@ def _scale(axes: Any, middles: Sequence[float]) -> None:
 
 def _style(axes: Any, row: Row, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.set_ylim(len(names) - 0.4, -0.8)
+    axes.set_ylim(len(names) - 0.4, -1.2)  # the names of the marks stand above the first value
     axes.get_yticklabels()[names.index(row.ours)].set(color=ACCENT, fontweight="bold")
     axes.set_title(row.what, loc="left", fontsize=10, color=INK)
     beside = f"{row.unit}, as a ratio to: {row.reference}" if row.reference else row.unit

@@ -3,10 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from benchmarks import bench, measure
 from benchmarks.measure import Limit, Mark, Outcome, Row, interleave, is_missed, read_rows, report
+from benchmarks.picture import figure_of
 
 
 def row(ours: list[float], bare: list[float], *marks: Mark | Limit) -> Row:
@@ -123,3 +126,18 @@ def test_some_benchmarks_do_not_take_the_place_of_all(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.argv", ["bench"])
     assert bench.main() == 0
     assert written == [bench.PROJECT_FOLDER / "docs"]
+
+
+@pytest.mark.parametrize("mark", [Mark(1.0, "bare"), Limit(1.0)])
+def test_no_mark_crosses_the_digits_of_a_value_that_lies_on_it(mark: Mark | Limit) -> None:
+    figure = figure_of([row([1.0] * 3, [1.0] * 3, mark)])
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    rgb = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    is_mark = rgb[..., 0] > rgb[..., 2] + 20  # nothing else is red, not even in part
+    assert is_mark.any(), "the mark is drawn"
+    values = [text for text in figure.axes[0].texts if text.get_text() == "1"]
+    assert len(values) == 2
+    for text in values:
+        left, bottom, right, top = np.round(text.get_window_extent().extents).astype(int)
+        assert not is_mark[len(rgb) - top : len(rgb) - bottom, left:right].any()
