@@ -22,6 +22,9 @@ import numpy as np
 
 Samples = dict[str, list[float]]
 
+PEERS = ("Accelerate", "Lightning", "MindSpore")
+"""Contenders that are measured where they are installed."""
+
 
 class Outcome(enum.StrEnum):
     """Where a value stands to its mark."""
@@ -78,7 +81,8 @@ class Verdict:
 class Row:
     """One thing measured. samples: contender -> a value a round, the rounds in the same order for all.
 
-    `ours` names Longhaul's contender. Without a contender of its name, a mark is not measured.
+    `ours` names Longhaul's contender. A mark beside one of PEERS that is not installed is not measured; any other mark
+    names a contender.
     """
 
     what: str
@@ -87,6 +91,10 @@ class Row:
     samples: Samples
     marks: tuple[Mark | Limit, ...] = ()
     note: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = {mark.of for mark in self.marks if isinstance(mark, Mark)} - {*self.samples, *PEERS}
+        assert not unknown, f"{self.what}: marks name {sorted(unknown)}, contenders are {list(self.samples)}"
 
     @property
     def rounds(self) -> int:

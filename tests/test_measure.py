@@ -64,12 +64,17 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert (verdict.median, verdict.spread, verdict.outcome) == (1.0, 0.0, Outcome.MET)
 
 
-def test_a_contender_that_is_missing_leaves_its_mark_unmeasured() -> None:
-    alone = row([2.0], [1.0], Mark(1.1, "lightning"))
+def test_a_mark_of_a_misspelt_contender_is_refused() -> None:
+    with pytest.raises(AssertionError, match=r"marks name \['bear'\], contenders are \['bare', 'Longhaul'\]"):
+        row([2.0], [1.0], Mark(1.1, "bare"), Mark(1.1, "bear"))
+
+
+def test_a_peer_that_is_missing_leaves_its_mark_unmeasured() -> None:
+    alone = row([2.0], [1.0], Mark(1.1, "Lightning"))
     assert outcomes(alone) == [Outcome.UNMEASURED]
     assert alone.reference is None
     assert not is_missed([alone])
-    assert "at most 1.1x lightning: not measured" in report(alone)
+    assert "at most 1.1x Lightning: not measured" in report(alone)
     assert is_missed([alone, row([2.0], [1.0], Mark(1.1, "bare"))])
 
 
