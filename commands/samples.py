@@ -4,6 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from commands.outputs import check_folder
 from commands.trained_model import load_trained_model
 from data.loaders import TestLoader
 from models.evaluate import evaluate
@@ -40,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     trained = load_trained_model(args.model, args.opt, args.set)
     source = trained.test_source(args.split)
     folder = args.output or trained.pictures("samples")
+    check_folder("--output", folder)
     view = define_view(source.dataset, source.class_names)
     if reason := why_no_samples(view, source.dataset):
         raise UserError(f"samples: {reason}")

@@ -13,6 +13,7 @@ import pytest
 from commands import verify as verify_command
 from commands.media import Video
 from commands.outputs import write_output
+from commands.trained_model import TrainedModel
 from tests.helpers import tiny_csv
 from tests.trained_models import Command, command, trained
 from views.view_classification import ClassificationView
@@ -77,6 +78,29 @@ def test_two_outputs_of_one_name_and_a_folder_are_refused(
     assert "give two names" in capsys.readouterr().err
     assert command("verify", trained.parent, "--json", tmp_path) == 2
     assert f"--json: {tmp_path} is a folder" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    trained: Path, command: Command, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(TrainedModel, "load", work)
+    picture(tmp_path / "face.png")
+    infer = ("infer", trained / "best_model.pth", "--input", tmp_path / "face.png", "--no_detect", "--no_draw")
+    for tries in (
+        (*infer, "--csv", tmp_path / "face.png" / "said.csv"), (*infer, "--json", tmp_path / "face.png" / "a" / "b"),
+        ("verify", trained.parent, "--json", tmp_path / "face.png" / "verified.json"),
+        ("samples", trained.parent, "--output", tmp_path / "face.png" / "samples"),
+        ("export", trained.parent, "--output", tmp_path / "face.png" / "faces.onnx"),
+        ("report", trained.parent, "--output", tmp_path / "face.png" / "report.html"),
+    ):  # fmt: skip
+        assert command(*tries) == 2, tries
+        said = capsys.readouterr().err
+        assert f"nothing can be written into {tmp_path / 'face.png'}" in said, tries
+        assert "Not a directory; choose another place" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["face.png"]
 
 
 def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
