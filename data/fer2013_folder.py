@@ -1,7 +1,9 @@
 """FER2013 as folders of images: train/<emotion>/, validation/<emotion>/, test/<emotion>/."""
 
 import hashlib
+import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,10 @@ SYNONYMS = {
     "anger": "angry", "disgusted": "disgust", "fearful": "fear", "afraid": "fear", "happiness": "happy",
     "sadness": "sad", "surprised": "surprise", "neutrality": "neutral",
 }  # fmt: skip
-EXTENSIONS = (".jpg", ".jpeg", ".png")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # every build of OpenCV that pip installs reads them
 REMEDY = "Replace or delete these files."
+
+logger = logging.getLogger("longhaul")
 
 
 def split_folders(root: Path) -> dict[str, list[Path]]:
@@ -51,21 +55,30 @@ def find_split_folder(root: Path, split: str) -> Path:
 
 
 class ImageFolder:
-    """The images of one split: `files` (relative to the data root), sorted by class folder and name, and `targets`."""
+    """The images of one split: `files` (relative to the data root), sorted by class folder and name, and `targets`.
+
+    Raises UserError for an unknown class folder, and where there are no images; other files are counted in the log.
+    """
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.root = root
         self.folder = folder
         self.files: list[str] = []
         self.targets: list[int] = []
-        state = hashlib.sha256()
+        state, left_out = hashlib.sha256(), Counter[str]()
         for name, target in _class_folders(folder):
             for entry in sorted(os.scandir(folder / name), key=lambda entry: entry.name):
-                if entry.name.startswith(".") or not entry.name.lower().endswith(EXTENSIONS):
+                if entry.name.startswith("."):
+                    continue
+                if not entry.name.lower().endswith(EXTENSIONS):
+                    left_out[Path(entry.name).suffix.lower()] += 1
                     continue
                 self.files.append(f"{folder.name}/{name}/{entry.name}")
                 self.targets.append(target)
                 state.update(os.fsencode(f"{name}/{entry.name}\0{_state(entry)}\0"))
+        if left_out:
+            kinds = ", ".join(f"{number:,} {suffix or 'without a suffix'}" for suffix, number in left_out.most_common())
+            logger.info("%s: left out, because they are not %s: %s", folder, ", ".join(EXTENSIONS), kinds)
         if not self.files:
             raise UserError(f"{folder}: no images {', '.join(EXTENSIONS)} in <emotion> folders ({', '.join(EMOTIONS)})")
         # Names, sizes and times, not the bytes: reading 30,000 files takes about as long as decoding them would. The

@@ -93,6 +93,16 @@ def test_colour_depth_and_size_are_converted(tmp_path: Path) -> None:
     assert np.abs(images[4] - round(0.299 * 200)).max() <= 1
 
 
+@pytest.mark.parametrize("extension", ["webp", "BMP"])
+def test_other_formats_are_read(tmp_path: Path, extension: str) -> None:
+    faces = small_folder(tmp_path, extension)
+    dataset = Fer2013(str(tmp_path), "Training")
+    assert len(dataset) == 14
+    assert dataset.name(0) == f"train/angry/im0.{extension}"
+    error = dataset.resident()["input"][0, 0].numpy().astype(int) - faces[0]
+    assert np.abs(error).mean() < (30 if extension == "webp" else 1e-9), "random noise survives WebP only roughly"
+
+
 def test_unreadable_images_are_named_ten_at_once(tmp_path: Path) -> None:
     small_folder(tmp_path)
     sad = tmp_path / "train" / "sad"
@@ -113,14 +123,17 @@ def test_unreadable_images_are_named_ten_at_once(tmp_path: Path) -> None:
     assert lines[11] == "  ... and 2 more"
 
 
-def test_other_files_are_ignored(tmp_path: Path) -> None:
+def test_other_files_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     small_folder(tmp_path)
     expected = Fer2013(str(tmp_path), "Training").fingerprint
-    for name in ("Thumbs.db", ".DS_Store", "._im0.png", "readme.txt"):
+    assert "left out" not in caplog.text
+    for name in ("a.tif", "b.TIF", "c.txt", "d", ".DS_Store", "._im0.png"):
         (tmp_path / "train" / "sad" / name).write_text("x")
     (tmp_path / "train" / "labels.csv").write_text("x")
     (tmp_path / "train" / ".ipynb_checkpoints").mkdir()
-    assert Fer2013(str(tmp_path), "Training").fingerprint == expected
+    with caplog.at_level("INFO", "longhaul"):
+        assert Fer2013(str(tmp_path), "Training").fingerprint == expected
+    assert ".jpg, .jpeg, .png, .webp, .bmp: 2 .tif, 1 .txt, 1 without a suffix\n" in caplog.text
 
 
 def test_unknown_class_folder(tmp_path: Path) -> None:
