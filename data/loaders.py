@@ -135,9 +135,11 @@ def _fetch(source: DataSource, drawn: Iterable[tuple[Indices, Indices]], dist: D
     if source.options.resident is not False and isinstance(source.dataset, ResidentDataset):
         return _fetch_resident(source.dataset, (samples for _, samples in drawn), dist.device)
     if source.options.resident is True:
+        methods = {"resident()": "resident", "name(i)": "name"}
+        missing = [shown for shown, name in methods.items() if not callable(getattr(source.dataset, name, None))]
         raise UserError(
-            f"datasets.{source.name}.resident: {source.options.dataset_type} streams from disk and cannot be "
-            'resident; use "auto" or false'
+            f"datasets.{source.name}.resident: {source.options.dataset_type} has no {' and no '.join(missing)}, so its "
+            'samples are streamed and cannot be resident; use "auto" or false, or give the class what is missing'
         )
     return _fetch_streamed(source, drawn, dist, seed)
 

@@ -104,6 +104,22 @@ def test_what_a_data_set_draws_depends_on_the_seed_and_the_position_alone() -> N
     assert not torch.equal(augmented(0, num_workers=0, seed=1), whole)
 
 
+class HalfResident(Augmenting):
+    """Samples in memory, which nothing names."""
+
+    def resident(self) -> dict[str, torch.Tensor]:
+        return {"input": torch.zeros(20, 4), "target": torch.arange(20)}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "missing"), [(Augmenting(), r"no resident\(\) and no name\(i\)"), (HalfResident(), r"no name\(i\)")]
+)
+def test_what_a_resident_data_set_lacks_is_named(dataset: Augmenting, missing: str) -> None:
+    each = DataSource("train", dataset, DatasetOptions(dataset_type="fer2013", resident=True), None)
+    with pytest.raises(UserError, match=rf"^datasets\.train\.resident: fer2013 has {missing}, so "):
+        next(define_train_loader(each, stream(each, Dist()), Dist(), 0, 0))
+
+
 class TellingTheProcess(Augmenting):
     """Samples that tell the process which made them."""
 
