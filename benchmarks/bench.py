@@ -7,18 +7,17 @@ Peers take part where they are installed (`make peers`).
 """
 
 import argparse
-import dataclasses
 import datetime
 import importlib.metadata
+import itertools
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.measure import Limit, Row, hardware, is_missed, median, read_rows
-from benchmarks.resume import table
+from benchmarks.measure import Limit, Row, hardware, is_missed, median, read_rows, table
 from utils.utils_file import PROJECT_FOLDER
 from utils.utils_visualise import save_figure
 
@@ -34,28 +33,20 @@ BENCHMARKS = {
 PACKAGES = ("torch", "numpy", "lightning", "accelerate", "mindspore")
 
 
-@dataclasses.dataclass(frozen=True)
-class Ran:
-    """The rows of one benchmark; none if it did not end."""
-
-    name: str
-    rows: Sequence[Row]
-
-
-def run(name: str, rounds: int | None) -> Ran:
-    """Run one benchmark in a process of its own; what it prints is seen at once."""
+def run(name: str, rounds: int | None) -> list[Row]:
+    """The rows of one benchmark, run in a process of its own; none if it did not end. Its output is seen at once."""
     print(f"--- python -m benchmarks.{name}: {BENCHMARKS[name]}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(file)]
         subprocess.run([*command, *(["--rounds", str(rounds)] if rounds else [])], cwd=PROJECT_FOLDER, check=False)
-        return Ran(name, read_rows(file) if file.exists() else [])
+        return read_rows(file) if file.exists() else []
 
 
-def markdown(ran: Sequence[Ran]) -> str:
-    """The document: what ran where, the verdicts, and the medians of every contender."""
+def markdown(ran: Mapping[str, Sequence[Row]]) -> str:
+    """The document: what ran where, the verdicts, and the medians of every contender. ran: the rows by benchmark."""
     verdicts = [["what", "mark", "measured", "outcome"]]
-    for row in (row for each in ran for row in each.rows):
+    for row in itertools.chain.from_iterable(ran.values()):
         for verdict in row.verdicts():
             mark = f"{verdict.mark}{f' {row.unit}' if isinstance(verdict.mark, Limit) else ''}"
             verdicts.append([row.what, mark, verdict.measured, str(verdict.outcome)])
@@ -68,7 +59,7 @@ def markdown(ran: Sequence[Ran]) -> str:
         "![ours, the limits and the peers](benchmarks.png)",
         "## The marks",
         table(verdicts),
-        *(_section(each) for each in ran),
+        *(_section(name, rows) for name, rows in ran.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -83,9 +74,9 @@ def _circumstances() -> str:
     return f"Measured on {datetime.date.today()}: {hardware()}; {', '.join(versions)}."
 
 
-def _section(ran: Ran) -> str:
-    head = f"## {ran.name}\n\n`python -m benchmarks.{ran.name}`: {BENCHMARKS[ran.name]}."
-    return "\n\n".join([head, *map(_table, ran.rows)] if ran.rows else [head, "It did not end: see its output."])
+def _section(name: str, rows: Sequence[Row]) -> str:
+    head = f"## {name}\n\n`python -m benchmarks.{name}`: {BENCHMARKS[name]}."
+    return "\n\n".join([head, *map(_table, rows)] if rows else [head, "It did not end: see its output."])
 
 
 def _table(row: Row) -> str:
@@ -116,13 +107,13 @@ def main() -> int:
     output = args.output or (None if args.only else PROJECT_FOLDER / "docs")
     if output:
         output.mkdir(parents=True, exist_ok=True)
-    ran = [run(name, args.rounds) for name in args.only or BENCHMARKS]
-    rows = [row for each in ran for row in each.rows]
+    ran = {name: run(name, args.rounds) for name in args.only or BENCHMARKS}
+    rows = list(itertools.chain.from_iterable(ran.values()))
     text = markdown(ran)
     if output:
         write(output, text, rows)
     print(text)
-    return int(is_missed(rows) or not all(each.rows for each in ran))
+    return int(is_missed(rows) or not all(ran.values()))
 
 
 if __name__ == "__main__":

@@ -62,8 +62,7 @@ def measure(rounds: int) -> list[Row]:
             "bare + DataLoader": "bare_dataloader",
             "Longhaul": "longhaul",
             "KAIR style": "kair",
-            **({"Accelerate": "accelerate"} if is_installed("accelerate") else {}),
-            **({"Lightning": "lightning"} if is_installed("lightning") else {}),
+            **{peer: peer.lower() for peer in ("Accelerate", "Lightning") if is_installed(peer.lower())},
         }
         commands = {name: command(loop, option_file, NUM_ITERS) for name, loop in loops.items()}
         with contenders(commands, folder) as started:

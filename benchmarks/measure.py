@@ -149,12 +149,12 @@ def launcher(num_ranks: int) -> list[str]:
     return [sys.executable, *(ranks if num_ranks > 1 else [])]
 
 
-def is_installed(*packages: str) -> bool:
-    """Whether a peer can take part; says on stderr what is missing."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    for package in missing:
-        print(f"{package}: not installed; pip install -r benchmarks/requirements.txt", file=sys.stderr)
-    return not missing
+def is_installed(package: str) -> bool:
+    """Whether a peer can take part; says on stderr that it is missing."""
+    if importlib.util.find_spec(package) is not None:
+        return True
+    print(f"{package}: not installed; pip install -r benchmarks/requirements.txt", file=sys.stderr)
+    return False
 
 
 def hardware() -> str:
@@ -176,6 +176,16 @@ def report(row: Row) -> str:
         lines.append(f"  {name:<{width}} {median(values):12,.4g}{ratio}{'  <- ours' if name == row.ours else ''}")
     lines += [f"  {verdict}" for verdict in row.verdicts()]
     return "\n".join([*lines, f"  {row.note}"] if row.note else lines)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown whose columns are aligned in a terminal too; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
+    return "\n".join(lines)
 
 
 def is_missed(rows: Sequence[Row]) -> bool:

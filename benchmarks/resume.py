@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import hardware
+from benchmarks.measure import hardware, table
 from benchmarks.resume_task import Task, checkpoint_files
 from data.synthetic_faces import write_synthetic_faces
 from utils.utils_file import PROJECT_FOLDER
@@ -253,16 +253,6 @@ def broken_promises(scenario: Scenario, outcome: Outcome, found: Sequence[str]) 
     if (lost := lost_iterations(outcome.launches)) > scenario.max_lost:
         broken.append(f"lost {lost} iterations, {scenario.max_lost} at most were promised")
     return [f"{scenario.name}: {each}" for each in broken]
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown whose columns are aligned in a terminal too; the first row is the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
-    return "\n".join(lines)
 
 
 def versions() -> dict[str, str | None]:

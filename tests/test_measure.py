@@ -80,7 +80,7 @@ def test_a_peer_that_is_missing_leaves_its_mark_unmeasured() -> None:
 
 def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert measure.is_installed("json")
-    assert not measure.is_installed("json", "no_such_peer")
+    assert not measure.is_installed("no_such_peer")
     assert capsys.readouterr().err == "no_such_peer: not installed; pip install -r benchmarks/requirements.txt\n"
 
 
@@ -110,9 +110,9 @@ def test_all_benchmarks_are_one_document_and_one_status(
     measured = [] if rows is None else [row([rows], [1.0], Mark(1.0, "bare"))]
     asked: list[str] = []
 
-    def run(name: str, _rounds: int | None) -> bench.Ran:
+    def run(name: str, _rounds: int | None) -> list[Row]:
         asked.append(name)
-        return bench.Ran(name, measured)
+        return measured
 
     monkeypatch.setattr(bench, "run", run)
     monkeypatch.setattr(bench, "write", lambda folder, text, _: (folder / "benchmarks.md").write_text(text))
@@ -124,7 +124,7 @@ def test_all_benchmarks_are_one_document_and_one_status(
 
 def test_some_benchmarks_do_not_take_the_place_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[Path] = []
-    monkeypatch.setattr(bench, "run", lambda name, _: bench.Ran(name, [row([1.0], [1.0])]))
+    monkeypatch.setattr(bench, "run", lambda *_: [row([1.0], [1.0])])
     monkeypatch.setattr(bench, "write", lambda folder, *_: written.append(folder))
     monkeypatch.setattr("sys.argv", ["bench", "--only", "ranks"])
     assert bench.main() == 0
