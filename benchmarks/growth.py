@@ -143,7 +143,10 @@ def ranks(folder: Path, quick: bool) -> Section:
 def iterations(folder: Path, quick: bool) -> Section:
     """A long run of the tiny network with log lines, tests, sets and pictures; each point is a stretch of it."""
     every = 20 if quick else 2000
-    job = Job(TINY, 8, 2000, 16, 20 * every if quick else 50 * every, every, every, every, every, every // 10)
+    job = Job(
+        TINY, batch_size=8, num_samples=2000, pixels=16, total_iter=20 * every if quick else 50 * every, every=every,
+        save_every=every, test_every=every, bare_from=every, bare_iters=every // 10,
+    )  # fmt: skip
     notes = run(job, folder / "iterations")[0]
     points = [
         Point(iteration, [1e6 * cpu / every], [1e6 * bare / job.bare_iters], [1e6 * wall / every], memory)

@@ -6,10 +6,8 @@ Each run saves every 5 iterations, in folders of its own under a temporary one. 
 """
 
 import argparse
-import hashlib
 import os
 import platform
-import re
 import signal
 import subprocess
 import sys
@@ -20,7 +18,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import launcher
-from utils.utils_file import PROJECT_FOLDER
+from utils.utils_checkpoint_names import PARTS, list_manifests, set_file_name
+from utils.utils_file import PROJECT_FOLDER, sha256_of
 
 SAVE_EVERY = 5
 
@@ -33,9 +32,8 @@ def launch(ranks: int, options: list[str]) -> subprocess.Popen[bytes]:
 
 
 def last_committed(models: Path) -> int:
-    """The newest iteration with a manifest."""
-    names = [re.fullmatch(r"(\d+)_manifest\.json", path.name) for path in models.glob("*_manifest.json")]
-    return max((int(name[1]) for name in names if name), default=0)
+    """The newest iteration with a manifest; 0 without any."""
+    return max(list_manifests(models), default=0)
 
 
 def stop_after(process: subprocess.Popen[bytes], models: Path, iteration: int, number: int) -> int:
@@ -63,8 +61,8 @@ def children_of(pid: int) -> list[int]:
 
 def hashes(models: Path, iteration: int) -> dict[str, str]:
     """SHA-256 of the three files of one set."""
-    names = [f"{iteration}_{part}.pth" for part in ("G", "E", "optimizerG")]
-    return {name: hashlib.sha256((models / name).read_bytes()).hexdigest() for name in names}
+    names = [set_file_name(iteration, part) for part in PARTS]
+    return {name: sha256_of(models / name) for name in names}
 
 
 def compare(ranks: int, args: argparse.Namespace, folder: Path) -> bool:

@@ -11,7 +11,6 @@ import copy
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -22,8 +21,9 @@ from models.model_plain import ModelPlain
 from tables import TABLES
 from utils import utils_option
 from utils.utils_dist import Dist
+from utils.utils_file import PROJECT_FOLDER
 
-OPTION_FILE = Path(__file__).resolve().parent.parent / "options" / "fer.json"
+OPTION_FILE = PROJECT_FOLDER / "options" / "fer.json"
 DECAY = 0.999
 NUM_UPDATES = 200
 

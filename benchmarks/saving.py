@@ -6,6 +6,7 @@ The set is that of 25.6M parameters: netG, netE and Adam's two moments. All cont
 that holds the temporary files.
 """
 
+import functools
 import gc
 import itertools
 import os
@@ -157,7 +158,7 @@ def stall_rows(size: str, folder: Path, training: Training, ours: Longhaul, roun
             finish(pending)
         return wall
 
-    wall = interleave({name: lambda name=name: timed(name) for name in calls}, rounds)  # type: ignore[misc]
+    wall = interleave({name: functools.partial(timed, name) for name in calls}, rounds)
     torch.set_num_threads(threads)
     note = "KAIR style is neither atomic nor durable; memcpy copies each tensor into one of its own; one thread"
     mark = (Mark(1.15, "memcpy"),)
