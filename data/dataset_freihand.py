@@ -155,23 +155,19 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float64]:
         raise UserError(f"{path}: is not whole JSON ({error}); unpack FreiHAND again") from None
     if not isinstance(values, list) or not values:
         raise UserError(f"{path}: is not a list of samples; unpack FreiHAND again")
-    form = f"{shape[0]} x {shape[1]} finite numbers"
-    try:
-        numbers = np.array(values, dtype=np.float64)
-    except (ValueError, TypeError):
-        numbers = np.empty(0)
-    if numbers.shape[1:] == shape and np.isfinite(numbers).all():
+    if (numbers := _finite_numbers(values, (len(values), *shape))) is not None:
         return numbers
-    wrong = next(i for i, value in enumerate(values) if not _has_form(value, shape))
-    raise UserError(f"{path}: sample {wrong} is not {form}; unpack FreiHAND again")
+    wrong = next(i for i, value in enumerate(values) if _finite_numbers(value, shape) is None)
+    raise UserError(f"{path}: sample {wrong} is not {shape[0]} x {shape[1]} finite numbers; unpack FreiHAND again")
 
 
-def _has_form(value: Any, shape: tuple[int, int]) -> bool:
+def _finite_numbers(value: Any, shape: tuple[int, ...]) -> NDArray[np.float64] | None:
+    """Nested lists as an array of this shape; None if they are of another one, or not all finite numbers."""
     try:
         numbers = np.array(value, dtype=np.float64)
     except (ValueError, TypeError):
-        return False
-    return numbers.shape == shape and bool(np.isfinite(numbers).all())
+        return None
+    return numbers if numbers.shape == shape and np.isfinite(numbers).all() else None
 
 
 def _remedy(path: Path) -> str:
