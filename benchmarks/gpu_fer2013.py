@@ -29,7 +29,7 @@ import torch
 import torch.nn as nn
 import torch.profiler
 
-from benchmarks.measure import interleave, median, spread
+from benchmarks.measure import interleave, median, set_arguments, spread
 from data.select_dataset import define_datasets
 from models.loss import LOSSES
 from models.model_plain import Batch
@@ -92,8 +92,7 @@ def option_overrides(plan: Plan, batch_size: int, root: Path) -> list[str]:
 
 def whole_run(overrides: list[str], root: Path) -> Cells:
     """The command that a user types, and the accuracy of its best model."""
-    command = [sys.executable, "main_train.py", "-opt", "options/fer.json"]
-    command += [word for override in overrides for word in ("--set", override)]
+    command = [sys.executable, "main_train.py", "-opt", "options/fer.json", *set_arguments(overrides)]
     start = time.perf_counter()
     done = subprocess.run(command, cwd=PROJECT_FOLDER, check=False, capture_output=True, text=True)
     seconds = time.perf_counter() - start

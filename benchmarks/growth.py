@@ -27,7 +27,7 @@ import torch
 from benchmarks.growth_picture import draw
 from benchmarks.growth_run import Job, Notes, options
 from benchmarks.growth_table import Point, Section, flatness, table
-from benchmarks.measure import hardware, launcher
+from benchmarks.measure import hardware, launcher, num_cores
 from utils.utils_file import PROJECT_FOLDER
 from utils.utils_seed import permutation
 
@@ -132,7 +132,7 @@ def ranks(folder: Path, quick: bool) -> Section:
         job = Job(SMALL, 64, 4096, 48, 8 if quick else 80, 2 if quick else 5, bare_from=4 if quick else 30)
         job = dataclasses.replace(job, num_ranks=number)
         points.append(point(number, job, run(job, folder / f"ranks_{number}")))
-    cores = len(os.sched_getaffinity(0))
+    cores = num_cores()
     return Section(
         "ranks", "ranks", points,
         note=f"CPU time is the sum over the ranks, memory the mean; there {'is' if cores == 1 else 'are'} {cores} "

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import launcher
+from benchmarks.measure import hardware, launcher, set_arguments
 from utils.utils_checkpoint_names import PARTS, list_manifests, set_file_name
 from utils.utils_file import PROJECT_FOLDER, sha256_of
 
@@ -67,13 +67,14 @@ def hashes(models: Path, iteration: int) -> dict[str, str]:
 
 def compare(ranks: int, args: argparse.Namespace, folder: Path) -> bool:
     """Train both ways with so many ranks, print the hashes, and return whether they are equal."""
-    common = ["-opt", args.opt, "--set", f"train.total_iter={args.iters}", "--set", "train.total_epochs=null"]
-    fixed = [f"train.checkpoint_save={SAVE_EVERY}", "log.tensorboard=false", "val.save_img=false"]
-    common += [word for each in [*fixed, *args.set] for word in ("--set", each)]
+    common = [
+        f"train.total_iter={args.iters}", "train.total_epochs=null", f"train.checkpoint_save={SAVE_EVERY}",
+        "log.tensorboard=false", "val.save_img=false", *args.set, "task=run",
+    ]  # fmt: skip
     found = []
     for name, kills in (("uninterrupted", []), ("killed twice", [signal.SIGKILL, signal.SIGTERM])):
         root = folder / f"{ranks}_{name.replace(' ', '_')}"
-        options = [*common, "--set", f"path.root={root}", "--set", "task=run"]
+        options = ["-opt", args.opt, *set_arguments([*common, f"path.root={root}"])]
         models = root / "run" / "models"
         stops = []
         for number in kills:
@@ -98,7 +99,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--set", action="append", default=[])
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, Python {platform.python_version()}, {os.cpu_count()} cores")
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {hardware()}")
     with tempfile.TemporaryDirectory() as folder:
         equal = [compare(ranks, args, Path(folder)) for ranks in args.ranks]
     return 0 if all(equal) else 1

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.measure import Mark, Row, interleave, is_installed, main
+from benchmarks.measure import Mark, Row, interleave, is_installed, main, set_arguments
 from data.synthetic_faces import write_synthetic_faces
 from utils.utils_file import PROJECT_FOLDER
 
@@ -60,9 +60,7 @@ def prepare(folder: Path) -> dict[str, Callable[[], float]]:
     run = functools.partial(launch, environment)
     csv = write_synthetic_faces(folder, num_training=2_000, num_public_test=700, num_private_test=700)
     settings = {"path.root": folder, "datasets.train.dataroot": csv, "train.num_threads": 1}
-    ours = ["-opt", "options/fer.json"]
-    for key, value in settings.items():
-        ours += ["--set", f"{key}={value}"]
+    ours = ["-opt", "options/fer.json", *set_arguments(f"{key}={value}" for key, value in settings.items())]
     run("longhaul", "1", *ours, "--set", "task=resumed", "--stop")
     run("kair_style", name := str(folder), "resume")
     numbers = itertools.count()

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 import main_train
 from benchmarks.augmented_faces import AugmentedFaces
 from benchmarks.contender import Pacer
+from benchmarks.measure import set_arguments
 from data.loaders import define_train_loader
 from data.select_dataset import define_dataset
 from data.train_stream import TrainStream
@@ -172,8 +173,7 @@ LOOPS = {
 
 def command(loop: str, option_file: Path, num_iters: int, *changes: str, malloc: str = "kept") -> list[str]:
     """The command line of one loop: stretches of num_iters iterations, `changes` as --set takes them."""
-    sets = itertools.chain.from_iterable(("--set", change) for change in changes)
-    arguments = ["-opt", str(option_file), "--num_iters", str(num_iters), "--malloc", malloc, *sets]
+    arguments = ["-opt", str(option_file), "--num_iters", str(num_iters), "--malloc", malloc, *set_arguments(changes)]
     return [sys.executable, "-m", "benchmarks.loops", loop, *arguments]
 
 
@@ -211,7 +211,7 @@ def main() -> None:
     args = parser.parse_args()
     tick = Pacer(args.num_iters)
     if args.loop == "longhaul":
-        longhaul(["-opt", str(args.opt), *(word for each in args.set for word in ("--set", each))], tick)
+        longhaul(["-opt", str(args.opt), *set_arguments(args.set)], tick)
     if args.malloc == "kept":
         keep_freed_memory()
     torch.set_num_threads(1)

@@ -14,7 +14,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,14 +157,23 @@ def is_installed(package: str) -> bool:
     return False
 
 
+def set_arguments(changes: Iterable[str]) -> list[str]:
+    """Changes of options, KEY.PATH=VALUE each, as command lines take them: --set before each."""
+    return [word for change in changes for word in ("--set", change)]
+
+
+def num_cores() -> int:
+    """How many cores this process may use; on systems that do not say, all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def hardware() -> str:
     """The processor and how many of its cores this process may use."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {cores} core{'' if cores == 1 else 's'}"
+    return f"{name}, {num_cores()} core{'' if num_cores() == 1 else 's'}"
 
 
 def report(row: Row) -> str:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import Mark, Row, interleave, launcher, main, median
+from benchmarks.measure import Mark, Row, interleave, launcher, main, median, num_cores, set_arguments
 from utils.utils_file import PROJECT_FOLDER
 
 NUM_ITERS, PRINT_EVERY = 120, 10
@@ -34,7 +34,7 @@ def images_per_s(num_ranks: int, num_threads: int, num_iters: int = NUM_ITERS) -
             "val.save_img": "false",
             "log.tensorboard": "false",
         }
-        options = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+        options = set_arguments(f"{key}={value}" for key, value in changes.items())
         done = subprocess.run(
             [*launcher(num_ranks), "main_train.py", "-opt", "options/fer.json", *options],
             cwd=PROJECT_FOLDER, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -52,10 +52,9 @@ def measure(rounds: int, num_iters: int = NUM_ITERS) -> list[Row]:
     one, two = "1 rank x 2 threads", "2 ranks x 1 thread"
     contenders = {one: lambda: images_per_s(1, 2, num_iters), two: lambda: images_per_s(2, 1, num_iters)}
     samples = interleave(contenders, rounds)
-    cores = len(os.sched_getaffinity(0))
     note = (
         ""
-        if cores >= 2
+        if num_cores() >= 2
         else "Measured on one core, where two threads wait for each other: this says nothing about two."
     )
     marks = () if note else (Mark(0.95, one, at_least=True),)

@@ -25,7 +25,7 @@ import torch
 import torch.nn as nn
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from benchmarks.measure import Mark, Row, interleave, main
+from benchmarks.measure import Mark, Row, interleave, main, num_cores
 from utils.utils_checkpoint import CheckpointFolder, Manifest
 from utils.utils_progress import Progress
 from utils.utils_snapshot import BackgroundWriter
@@ -209,7 +209,7 @@ def step_row(size: str, training: Training, ours: Longhaul, rounds: int) -> Row:
         settle()
         return 1e3 * statistics.mean(timed(training.step)() for _ in range(STEPS))
 
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    cores, threads = num_cores(), torch.get_num_threads()
     for_the_step = max(1, min(threads, cores - 1))
     torch.set_num_threads(for_the_step)
     samples = interleave({"a step during a save": during_a_save, "a step": alone}, rounds)
