@@ -14,6 +14,8 @@ from typing import IO
 
 from utils.utils_file import PROJECT_FOLDER
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
 
 class Pacer:
     """The loop's side: called after each iteration; after each stretch reports its CPU time and waits for the next.
@@ -41,13 +43,16 @@ class Pacer:
 
 
 class Contender:
-    """The benchmark's side: call it for the CPU seconds of an iteration, of all threads, over one more stretch."""
+    """The benchmark's side: call it for the CPU seconds of an iteration, of all threads, over one more stretch.
 
-    def __init__(self, command: Sequence[str], errors: Path, environment: Mapping[str, str]) -> None:
+    `errors` takes what the loop prints. RuntimeError with the end of that if the loop has ended.
+    """
+
+    def __init__(self, command: Sequence[str], errors: Path) -> None:
         self._errors = errors
         with open(errors, "w") as stderr:
             self._process = subprocess.Popen(
-                command, cwd=PROJECT_FOLDER, env={**os.environ, **environment}, stdin=subprocess.PIPE,
+                command, cwd=PROJECT_FOLDER, env={**os.environ, **ONE_THREAD}, stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=stderr, text=True,
             )  # fmt: skip
 
@@ -81,11 +86,10 @@ class Contender:
 @contextlib.contextmanager
 def contenders(commands: Mapping[str, Sequence[str]], folder: Path) -> Iterator[dict[str, Contender]]:
     """Name -> a loop that has warmed up, one thread each; all end with the block. `folder` takes what they print."""
-    environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     started: dict[str, Contender] = {}
     try:
         for number, (name, command) in enumerate(commands.items()):
-            started[name] = Contender(command, folder / f"{number}.txt", environment)
+            started[name] = Contender(command, folder / f"{number}.txt")
             started[name].ready()  # one by one: they share the cores
         yield started
     finally:
