@@ -108,7 +108,7 @@ class _Exported:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0: written; 1: the graph does not say what the model says, and nothing is written."""
+    """Exit status: see the module."""
     _check_arguments(args)
     FORMATS[args.format].check_packages()
     trained = load_trained_model(args.model, args.opt, args.set)

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit status 0: as recorded, or nothing was recorded; 1: it differs, or cannot be right.
+    """Exit status: see the module.
 
     A read-only experiment has no other, only no pictures. A place that was named and cannot be written is an OSError.
     """

@@ -19,10 +19,10 @@ CSV_NAMES = ("fer2013.csv", "icml_face_data.csv")
 class Fer2013:
     """Index -> {"input": uint8 (1, 48, 48), "target": int64 (), "name": str}.
 
-    `dataroot` is the CSV file, a folder that contains fer2013.csv, or one with train/<emotion>/*.jpg, validation/ and
-    test/. Training, PublicTest and PrivateTest are the Usage of a row, or these folders. `fingerprint` identifies the
-    images and labels of the split and their order, whatever form they were read from. Decoded faces are cached beside
-    the data. Raises UserError for missing or bad data.
+    `dataroot` is the CSV file, a folder that contains fer2013.csv, or one with images in train/<emotion>/, validation/
+    and test/. Training, PublicTest and PrivateTest are the Usage of a row, or these folders. `fingerprint` identifies
+    the images and labels of the split and their order, whatever form they were read from. Decoded faces are cached
+    beside the data. Raises UserError for missing or bad data.
     """
 
     class_names = EMOTIONS

@@ -27,7 +27,10 @@ logger = logging.getLogger("longhaul")
 def define_train_loader(
     source: DataSource, stream: TrainStream, dist: Dist, seed: int, start_iter: int, num_micro_batches: int = 1
 ) -> Iterator[tuple[int, list[Batch]]]:
-    """Endless (current_iter, micro-batches) from iteration `start_iter` + 1 on; this rank's share, on its device."""
+    """Endless (current_iter, micro-batches) from iteration `start_iter` + 1 on; this rank's share, on its device.
+
+    UserError if `num_micro_batches` does not divide that share, or a transform cannot stand where it does.
+    """
     share = stream.batch_size // dist.world_size
     if share % num_micro_batches:
         raise UserError(

@@ -127,7 +127,10 @@ class DataSource:
 
 
 def define_dataset(name: str, options: DatasetOptions) -> DataSource:
-    """Open the data set `datasets.<name>`, or generate its fallback when the data is absent."""
+    """Open the data set `datasets.<name>`, or generate its fallback when the data is absent.
+
+    UserError for data that are missing without a fallback, cannot be read, or are not of the form of a Dataset.
+    """
     try:
         return _define_dataset(name, options)
     except OSError as error:

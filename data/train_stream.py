@@ -15,7 +15,8 @@ class TrainStream:
     """Iteration i (1-based) of global batch B draws positions (i-1)B ... iB-1; epoch = position // num_samples.
 
     Each epoch is a permutation of the data set that depends on (seed, epoch) alone. The ranks share a batch in
-    contiguous parts, so any number of ranks draws the same samples in the same iteration.
+    contiguous parts, so any number of ranks draws the same samples in the same iteration. UserError for a batch of more
+    samples than there are, or of a number that the ranks do not divide.
     """
 
     def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
