@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -320,6 +320,21 @@ def test_a_probe_does_not_blame_the_options_for_what_is_known_better(
 def test_a_mean_over_samples_is_of_one_value_each(found: torch.Tensor, shape: tuple[int, ...], wanted: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"of values {wanted}, and a metric gives {list(found.shape)}; it")):
         sample_mean(lambda _output, _target: found, shape).update(torch.zeros(4, 3), torch.zeros(4))
+
+
+def test_the_test_loss_is_that_of_all_samples_at_once_whichever_have_no_class() -> None:
+    """The first batch has fewer than the second, the third has none."""
+    model = evaluate_on_ranks.model()
+    target = torch.tensor([0, -100, -100, -100, 1, 2, 3, 4, -100, -100, -100, -100])
+    images = torch.rand(12, 1, 16, 16)
+    batches = [{"input": images[i : i + 4], "target": target[i : i + 4]} for i in (0, 4, 8)]
+    result = evaluate(model, batches, ["accuracy"], NUM_CLASSES)
+    assert result is not None
+    logits = model.test({"input": images, "target": target})
+    assert result["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, target).item())
+    unknown = evaluate(model, batches[2:], ["accuracy"], NUM_CLASSES)
+    assert unknown is not None
+    assert math.isnan(cast(float, unknown["loss"]))
 
 
 def test_evaluation_can_be_cut_off() -> None:

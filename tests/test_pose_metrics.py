@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -454,6 +454,7 @@ class GivenPoses:
 
     device = torch.device("cpu")
     tested_net = torch.nn.Identity()
+    lossfn = torch.nn.L1Loss()
     target: torch.Tensor
 
     def __init__(self, dist: Dist) -> None:
@@ -467,7 +468,7 @@ class GivenPoses:
         return batch["input"]
 
     def test_loss(self, output: torch.Tensor) -> torch.Tensor:
-        return (output - self.target).abs().mean()
+        return cast(torch.Tensor, self.lossfn(output, self.target))
 
 
 OUTPUT, TARGET = moved(noisy(hands(13), 10)), hands(13)
