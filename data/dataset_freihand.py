@@ -218,7 +218,7 @@ def _file_states(root: Path, part: str, files: Sequence[str]) -> list[tuple[int,
     missing = [file for file in files if file not in found]
     if missing:
         raise UserError(
-            f"{root / missing[0]}: missing, as are {len(missing) - 1} more of {len(files)} images; "
+            f"{root / missing[0]}: is missing ({len(missing)} of {len(files)} images are); "
             f"each version has one for every sample of {part}_xyz.json. Unpack FreiHAND again."
         )
     return [found[file] for file in files]

@@ -422,7 +422,7 @@ def test_missing_images_are_named_and_counted(copy: Path) -> None:
     for file in (3, 25, 26):
         (copy / f"training/rgb/{file:08d}.jpg").unlink()
     message = refusal(copy)
-    assert f"{copy / 'training/rgb/00000003.jpg'}: missing, as are 2 more of 72 images" in message
+    assert f"{copy / 'training/rgb/00000003.jpg'}: is missing (3 of 72 images are)" in message
     assert len(open_all(copy, "val")) == 2, "that split misses none"
     shutil.rmtree(copy / "training")
     assert f"{copy / 'training/rgb'}: the images cannot be listed" in refusal(copy)
