@@ -266,10 +266,10 @@ def _shared_keys(one: DataSource, other: DataSource) -> frozenset[str]:
 
 def _warn_of_shared_samples(sources: Mapping[str, DataSource]) -> None:
     """Say how many test inputs stand byte for byte in the training data too: their results are too good."""
-    tested = {name: list(_input_digests(sources[name].dataset)) for name in sorted(sources.keys() - {"train"})}
+    tested = {name: list(input_digests(sources[name].dataset)) for name in sorted(sources.keys() - {"train"})}
     known = {digest for digests in tested.values() for digest in digests}
     if known:  # what is remembered is as large as the tests, not as the training data
-        known.intersection_update(_input_digests(sources["train"].dataset))
+        known.intersection_update(input_digests(sources["train"].dataset))
     for name, digests in tested.items():
         if shared := sum(digest in known for digest in digests):
             logger.warning(
@@ -278,7 +278,7 @@ def _warn_of_shared_samples(sources: Mapping[str, DataSource]) -> None:
             )  # fmt: skip
 
 
-def _input_digests(dataset: Dataset) -> Iterator[bytes]:
+def input_digests(dataset: Dataset) -> Iterator[bytes]:
     """A hash of each input; of none where samples are not resident and would have to be decoded for it."""
     if isinstance(dataset, ResidentDataset):
         inputs = dataset.resident()["input"].cpu()

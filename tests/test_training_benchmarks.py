@@ -1,13 +1,15 @@
 """The scripts behind docs/fer2013.md: the table of runs, and where the time of an iteration goes."""
 
 import csv
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import fer2013_runs, iteration_profile
+from benchmarks import fer2013_runs, iteration_profile, repeated_inputs
 from tests.helpers import tiny_csv, tiny_option_mapping, write_options
 from tests.trained_models import trained
 from utils.utils_error import UserError
@@ -49,3 +51,26 @@ def test_the_profile_covers_the_iteration(
     inside = sum(float(share) for part, share in shares.items() if part.startswith("of which"))
     assert inside < float(shares["forward, backward, clipping, optimizer"])
     assert sum(map(float, re.findall(r"([\d.]+) % \|$", operators, re.MULTILINE))) == pytest.approx(100, abs=0.1)
+
+
+def test_repeated_inputs_are_told_from_the_others(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The training data are replaced by a third of the test's own faces."""
+    options = json.loads(sorted((trained.parent / "options").glob("*.json"))[-1].read_text())
+    with open(options["datasets"]["test"]["dataroot"], newline="") as file:
+        header, *rows = csv.reader(file)
+    public = [row for row in rows if row[header.index("Usage")] == "PublicTest"]
+    known = [[each if each != "PublicTest" else "Training" for each in row] for row in public[::3]]
+    with open(tmp_path / "fer2013.csv", "w", newline="") as file:
+        csv.writer(file).writerows([header, *known])
+    change = f"datasets.train.dataroot={tmp_path / 'fer2013.csv'}"
+    repeated, right = repeated_inputs.repeated_and_right(trained.parent, [change])
+    assert repeated.tolist() == [number % 3 == 0 for number in range(len(public))]
+    monkeypatch.setattr(sys, "argv", ["repeated_inputs", str(trained.parent), "--set", change])
+    repeated_inputs.main()
+    cells = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("|").split("|")]
+    of_each = [right, right[repeated], right[~repeated]]
+    assert cells[1:] == [f"{100 * float(each.double().mean()):.2f} % of {len(each)}" for each in of_each]
+    best = torch.load(trained / "best_model.pth", weights_only=True)
+    assert float(right.double().mean()) == pytest.approx(best["metrics"]["accuracy"])
