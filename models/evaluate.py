@@ -40,7 +40,7 @@ def evaluate(
             # A test that a resume repeats must draw the same numbers as one that follows an update.
             seed_global_generators(seed_of(0, "test", number, model.dist.rank))
             output = predict(batch) if predict else model.test(batch)
-            num = _num_losses(model.lossfn, model.target)
+            num = _num_losses(model.lossfn, output, model.target)
             loss_sum += (model.test_loss(output).double() * num).where(num > 0, 0)  # the mean of no losses is NaN
             num_losses += num
             for metric in built.values():
@@ -59,9 +59,9 @@ def build_metrics(metrics: Sequence[str], num_classes: int | None, device: torch
     return {name: METRICS.build(name, {}, num_classes=num_classes).to(device) for name in metrics}
 
 
-def _num_losses(lossfn: nn.Module, target: torch.Tensor) -> torch.Tensor:
+def _num_losses(lossfn: nn.Module, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """How many losses that of a batch is the mean of, up to a factor that all batches share."""
     ignored = getattr(lossfn, "ignore_index", None)  # as torch's cross entropy calls it
     if ignored is None or target.is_floating_point():
-        return target.new_full((), len(target), dtype=torch.float64)  # torch.tensor would wait for a GPU
+        return output.new_full((), len(output), dtype=torch.float64)  # torch.tensor would wait for a GPU
     return (target != ignored).sum()
