@@ -17,6 +17,7 @@ from data.loaders import TestLoader
 from data.select_dataset import define_dataset, input_digests
 from models.evaluate import evaluate
 from utils.utils_dist import process_group
+from utils.utils_error import UserError
 
 
 def repeated_and_right(path: Path, overrides: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -25,6 +26,8 @@ def repeated_and_right(path: Path, overrides: list[str]) -> tuple[torch.Tensor, 
     test, train = trained.test_source(None), define_dataset("train", trained.opt.datasets["train"])
     known = set(input_digests(train.dataset))
     repeated = [digest in known for digest in input_digests(test.dataset)]
+    if not known or not repeated:
+        raise UserError(f"{path}: only inputs of resident data sets can be compared, and {test.title} streams")
     right: list[torch.Tensor] = []
     with process_group(trained.opt.train.num_threads) as dist:
         evaluate(
