@@ -4,25 +4,47 @@
 only their ratios matter. Without it, all elements count the same, in any shape.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
+from torch.nn.functional import cross_entropy
 
 from utils.utils_error import UserError
 from utils.utils_table import Table
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """Softmax cross entropy of logits (B, K) against class ids (B,) or soft targets (B, K)."""
+    """Softmax cross entropy of logits (B, K, ...) against class ids (B, ...) or soft targets (B, K, ...).
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
+    class_weights: the factor of each class's losses, in the order of the classes. The mean is over the samples; torch's
+    is over their weights, and so depends on how the samples lie in micro-batches and on ranks.
+    """
+
+    class_weights: torch.Tensor | None
+
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
         if not 0 <= label_smoothing < 1:
             raise UserError(
                 f"train.G_lossfn_args.label_smoothing: {label_smoothing} is not allowed; it must be in [0, 1)"
             )
         super().__init__(label_smoothing=label_smoothing)
+        self.register_buffer("class_weights", _weights("class", class_weights), persistent=False)
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if self.class_weights is None:
+            return super().forward(output, target)
+        if output.ndim < 2 or output.shape[1] != len(self.class_weights):
+            raise UserError(
+                f"train.G_lossfn_args.class_weights: {len(self.class_weights)} weights do not fit logits of the shape "
+                f"{tuple(output.shape)}; give one for each class"
+            )
+        weights = self.class_weights.to(output.dtype)
+        loss = cross_entropy(
+            output, target, weights, None, self.ignore_index, reduction="sum", label_smoothing=self.label_smoothing
+        )
+        is_soft = target.is_floating_point()
+        return loss / (output[:, 0].numel() if is_soft else (target != self.ignore_index).sum())
 
 
 class CharbonnierLoss(nn.Module):
@@ -93,13 +115,7 @@ class JointMean(nn.Module):
 
     def __init__(self, joint_weights: Sequence[float] | None) -> None:
         super().__init__()
-        if joint_weights is not None and not _are_weights(joint_weights):
-            raise UserError(
-                f"train.G_lossfn_args.joint_weights: {list(joint_weights)} is not allowed; it must hold a finite "
-                "number >= 0 for each joint, and not only zeros"
-            )
-        weights = None if joint_weights is None else torch.tensor(joint_weights, dtype=torch.float32)
-        self.register_buffer("weights", weights, persistent=False)
+        self.register_buffer("weights", _weights("joint", joint_weights), persistent=False)
 
     def forward(self, losses: torch.Tensor) -> torch.Tensor:
         if self.weights is None:
@@ -118,8 +134,17 @@ def _check_shapes(loss: str, output: torch.Tensor, target: torch.Tensor) -> None
         raise ValueError(f"{loss} compares {tuple(output.shape)} with {tuple(target.shape)}; both must be the same")
 
 
-def _are_weights(values: Sequence[float]) -> bool:
-    return all(math.isfinite(value) and value >= 0 for value in values) and any(values)
+def _weights(what: str, values: Sequence[float] | None) -> torch.Tensor | None:
+    """As float32 (N,); UserError if one is no weight, or all are zero."""
+    if values is None:
+        return None
+    weights = torch.tensor(values, dtype=torch.float32)
+    if not (weights.isfinite().all() and (weights >= 0).all() and weights.any()):
+        raise UserError(
+            f"train.G_lossfn_args.{what}_weights: {list(values)} is not allowed; it must hold a finite number >= 0 for "
+            f"each {what}, and not only zeros"
+        )
+    return weights
 
 
 LOSSES = Table(

@@ -54,6 +54,60 @@ def test_label_smoothing_out_of_range_is_refused(amount: float) -> None:
         LOSSES.build("cross_entropy", {"label_smoothing": amount})
 
 
+CLASS_WEIGHTS = [0.5, 3.0, 0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.1])
+@pytest.mark.parametrize("target", [IDS, SOFT, np.eye(5)[IDS]], ids=["ids", "soft", "one-hot"])
+def test_class_weights(target: NDArray[Any], amount: float) -> None:
+    """The mean over the samples of what each class adds, times its weight; ids and one-hot targets agree."""
+    probabilities = smoothed(target if target.ndim == 2 else np.eye(5)[target], amount)
+    expected = -(CLASS_WEIGHTS * probabilities * log_softmax(LOGITS)).sum() / 9
+    arguments: dict[str, Any] = {"label_smoothing": amount}
+    weighted = loss("cross_entropy", LOGITS, target, class_weights=CLASS_WEIGHTS, **arguments)
+    assert weighted == pytest.approx(expected, rel=1e-10)
+    plain = loss("cross_entropy", LOGITS, target, **arguments)
+    assert loss("cross_entropy", LOGITS, target, class_weights=[2] * 5, **arguments) == pytest.approx(2 * plain)
+
+
+def test_class_weights_of_pixels() -> None:
+    """Also where some are of no class, -100, and count neither above nor below."""
+    logits, ids = RNG.normal(size=(2, 5, 3, 4)), RNG.integers(0, 5, (2, 3, 4))
+    chosen = np.eye(5)[ids]
+    of_pixels = -(CLASS_WEIGHTS * chosen * log_softmax(logits).transpose(0, 2, 3, 1)).sum(axis=3)
+    for target in (ids, chosen.transpose(0, 3, 1, 2)):
+        found = loss("cross_entropy", logits, target, class_weights=CLASS_WEIGHTS)
+        assert found == pytest.approx(of_pixels.mean(), rel=1e-10)
+    ids[0, 1] = -100
+    found = loss("cross_entropy", logits, ids, class_weights=CLASS_WEIGHTS)
+    assert found == pytest.approx(of_pixels[ids != -100].mean(), rel=1e-10)
+
+
+def test_weighted_losses_of_micro_batches_add_up() -> None:
+    """torch's own mean over the weights would give a micro-batch of rare classes the share of any other."""
+    whole = loss("cross_entropy", LOGITS, IDS, class_weights=CLASS_WEIGHTS)
+    parts = [
+        loss("cross_entropy", LOGITS[part], IDS[part], class_weights=CLASS_WEIGHTS)
+        for part in (slice(0, 3), slice(3, 6), slice(6, 9))
+    ]
+    assert np.mean(parts) == pytest.approx(whole, rel=1e-10)
+
+
+def test_without_class_weights_nothing_changes_in_the_last_bit() -> None:
+    logits, ids = torch.from_numpy(LOGITS).float(), torch.from_numpy(IDS)
+    expected = torch.nn.functional.cross_entropy(logits, ids, label_smoothing=0.1)
+    assert torch.equal(LOSSES.build("cross_entropy", {"label_smoothing": 0.1})(logits, ids), expected)
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (9, 6), (5,), (9, 1, 5)])
+def test_weights_for_other_classes_are_refused(shape: tuple[int, ...]) -> None:
+    lossfn = LOSSES.build("cross_entropy", {"class_weights": CLASS_WEIGHTS})
+    with pytest.raises(
+        UserError, match=rf"class_weights: 5 weights .*{re.escape(str(shape))}; give one for each class"
+    ):
+        lossfn(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.long))
+
+
 HUBER = np.abs(DIFFERENCE)
 FORMULAS = {
     "l1": ({}, np.abs(DIFFERENCE).mean()),
@@ -117,11 +171,13 @@ def test_without_weights_nothing_changes_in_the_last_bit(name: str, function: An
     assert torch.equal(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("name", OF_JOINTS)
-@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -0.5], [1.0, float("nan")], [1.0, float("inf")]])
-def test_joint_weights_that_are_none_are_refused(name: str, weights: list[float]) -> None:
-    with pytest.raises(UserError, match=r"train\.G_lossfn_args\.joint_weights: .* >= 0 for each joint"):
-        LOSSES[name](joint_weights=weights)
+@pytest.mark.parametrize(
+    ("name", "what"), [("cross_entropy", "class"), ("l1", "joint"), ("smooth_l1", "joint"), ("mpjpe", "joint")]
+)
+@pytest.mark.parametrize("weights", [[], [0.0, 0.0], [1.0, -0.5], [1.0, float("nan")], [1.0, float("inf")], [1, 1e39]])
+def test_weights_that_are_none_are_refused(name: str, what: str, weights: list[float]) -> None:
+    with pytest.raises(UserError, match=rf"train\.G_lossfn_args\.{what}_weights: .* >= 0 for each {what}"):
+        LOSSES[name](**{f"{what}_weights": weights})
 
 
 @pytest.mark.parametrize("name", OF_JOINTS)
@@ -146,8 +202,9 @@ def test_charbonnier_without_eps_is_refused(eps: float) -> None:
         LOSSES.build("charbonnier", {"eps": eps})
 
 
-def test_weights_are_no_part_of_a_checkpoint() -> None:
-    lossfn = LOSSES.build("mpjpe", {"joint_weights": WEIGHTS})
+@pytest.mark.parametrize(("name", "argument"), [("mpjpe", "joint_weights"), ("cross_entropy", "class_weights")])
+def test_weights_are_no_part_of_a_checkpoint(name: str, argument: str) -> None:
+    lossfn = LOSSES.build(name, {argument: WEIGHTS})
     assert lossfn.state_dict() == {}
     assert [buffer.tolist() for buffer in lossfn.buffers()] == [WEIGHTS], "`to(device)` would not move them"
 
