@@ -136,7 +136,7 @@ def _transforms(
 def _fetch(source: DataSource, drawn: Iterable[tuple[Indices, Indices]], dist: Dist, seed: int) -> Iterator[Batch]:
     """Raw batches of what is drawn, (positions, samples), on the device."""
     if source.options.resident is not False and isinstance(source.dataset, ResidentDataset):
-        return _fetch_resident(source.dataset, (samples for _, samples in drawn), dist.device)
+        return _fetch_resident(source.name, source.dataset, (samples for _, samples in drawn), dist.device)
     if source.options.resident is True:
         methods = {"resident()": "resident", "name(i)": "name"}
         missing = [shown for shown, name in methods.items() if not callable(getattr(source.dataset, name, None))]
@@ -147,8 +147,18 @@ def _fetch(source: DataSource, drawn: Iterable[tuple[Indices, Indices]], dist: D
     return _fetch_streamed(source, drawn, dist, seed)
 
 
-def _fetch_resident(dataset: ResidentDataset, drawn: Iterable[Indices], device: torch.device) -> Iterator[Batch]:
-    tensors = {key: value.to(device) for key, value in dataset.resident().items()}
+def _fetch_resident(
+    name: str, dataset: ResidentDataset, drawn: Iterable[Indices], device: torch.device
+) -> Iterator[Batch]:
+    on_host = dataset.resident()
+    try:
+        tensors = {key: value.to(device) for key, value in on_host.items()}
+    except torch.OutOfMemoryError as error:
+        size = sum(value.nbytes for value in on_host.values())
+        raise UserError(
+            f"datasets.{name}.resident: the {size / 2**20:,.0f} MiB of its samples do not fit into what is free on "
+            f"{device}; use false, which streams them"
+        ) from error
     for samples in drawn:
         index = upload(samples, device)
         batch: Batch = {key: value.index_select(0, index) for key, value in tensors.items()}

@@ -5,7 +5,7 @@ import json
 import os
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -117,6 +117,28 @@ class HalfResident(Augmenting):
 def test_what_a_resident_data_set_lacks_is_named(dataset: Augmenting, missing: str) -> None:
     each = DataSource("train", dataset, DatasetOptions(dataset_type="fer2013", resident=True), None)
     with pytest.raises(UserError, match=rf"^datasets\.train\.resident: fer2013 has {missing}, so "):
+        next(define_train_loader(each, stream(each, Dist()), Dist(), 0, 0))
+
+
+class TooLarge(torch.Tensor):
+    """One that no device has room for."""
+
+    def to(self, *_args: Any, **_options: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 MiB.")
+
+
+class Large(HalfResident):
+    def resident(self) -> dict[str, torch.Tensor]:
+        return {"input": torch.zeros(20, 3 * 2**20, dtype=torch.uint8).as_subclass(TooLarge)}
+
+    def name(self, index: int) -> str:
+        return f"row {index}"
+
+
+@pytest.mark.parametrize("resident", [True, "auto"])
+def test_resident_data_that_do_not_fit_the_device_are_named(resident: bool | Literal["auto"]) -> None:
+    each = DataSource("train", Large(), DatasetOptions(dataset_type="fer2013", resident=resident), None)
+    with pytest.raises(UserError, match=r"^datasets\.train\.resident: the 60 MiB of its .* on cpu; use false"):
         next(define_train_loader(each, stream(each, Dist()), Dist(), 0, 0))
 
 
