@@ -109,6 +109,11 @@ class Trainer:
         if not self._was_finished and not self.tests.is_out_of_patience:
             self._set_stale_models_aside(is_exact=self._has_work and guarantee.startswith("EXACT"))
         self._warn_of_other_counts()
+        if self.total_iter <= (warm := self.opt.train.G_scheduler_warmup_iter) and self._has_work:
+            logger.warning(
+                "train.G_scheduler_warmup_iter: the learning rate climbs for %s iterations, and the run ends after %s: "
+                "it never reaches train.G_optimizer_lr.", f"{warm:,}", f"{self.total_iter:,}",
+            )  # fmt: skip
         if self.opt.train.amp == "bf16" and trains_faster_in_bf16(self._dist.device) is False:
             name = device_name(self._dist.device)
             logger.warning('train.amp: bf16 trains more slowly than float32 on %s; "auto" takes the faster.', name)

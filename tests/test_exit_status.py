@@ -497,6 +497,16 @@ def test_a_best_model_of_a_lost_launch_on_other_ranks_is_set_aside(new_run: NewR
     assert not same_tensors(best["model_state_dict"], lost["model_state_dict"])
 
 
+@pytest.mark.parametrize(("warmup", "is_said"), [(3, False), (4, True)])
+def test_a_warm_up_as_long_as_the_run_is_said(new_run: NewRun, warmup: int, is_said: bool) -> None:
+    """A rate of (i / (warmup + 1)) of G_optimizer_lr reaches it in the iteration after the warm-up."""
+    changes = ("--set", "train.total_iter=4", "--set", f"train.G_scheduler_warmup_iter={warmup}")
+    ended = new_run().launch("--dry_run", *changes)
+    assert ended.status == 0
+    said = "the learning rate climbs for 4 iterations, and the run ends after 4: it never reaches"
+    assert (said in ended.output) == is_said
+
+
 def test_other_batches_say_what_the_epochs_mean_now(new_run: NewRun) -> None:
     run = new_run()
     changes = ("--set", "train.total_iter=null", "--set", "train.total_epochs=2")
