@@ -1,6 +1,9 @@
 """Faces augmented one by one, as data sets for a DataLoader usually do it, with the transforms of an option file."""
 
+import json
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data.select_dataset import define_dataset
+from data.transforms import TRANSFORMS
 from utils.utils_option import DatasetOptions
 
 Image = NDArray[np.float32]
@@ -19,7 +23,7 @@ class AugmentedFaces(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, options: DatasetOptions) -> None:
         self._faces = define_dataset("train", options).dataset
-        self._transforms = {each.type: each.arguments for each in options.transforms}
+        self._transforms = {each.type: _with_defaults(each.type, each.arguments) for each in options.transforms}
         self._rng = np.random.default_rng(0)
 
     def __len__(self) -> int:
@@ -62,3 +66,7 @@ class AugmentedFaces(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         image = image.copy()
         image[top : top + height, left : left + width] = 0.5
         return image
+
+
+def _with_defaults(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return TRANSFORMS.arguments(name).model_validate_json(json.dumps(arguments)).model_dump()

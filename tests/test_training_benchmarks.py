@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from benchmarks import fer2013_runs, iteration_profile, repeated_inputs
+from benchmarks.augmented_faces import AugmentedFaces
 from tests.helpers import tiny_csv, tiny_option_mapping, write_options
 from tests.trained_models import trained
 from utils.utils_error import UserError
+from utils.utils_option import DatasetOptions
 
 __all__ = ["trained"]  # a fixture
 
@@ -74,3 +76,22 @@ def test_repeated_inputs_are_told_from_the_others(
     assert cells[1:] == [f"{100 * float(each.double().mean()):.2f} % of {len(each)}" for each in of_each]
     best = torch.load(trained / "best_model.pth", weights_only=True)
     assert float(right.double().mean()) == pytest.approx(best["metrics"]["accuracy"])
+
+
+def test_repeated_inputs_of_streamed_data_are_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repeated_inputs, "input_digests", lambda _dataset: [])
+    with pytest.raises(UserError, match="only inputs of resident data sets can be compared"):
+        repeated_inputs.repeated_and_right(trained.parent, [])
+
+
+def test_faces_augmented_one_by_one_take_the_defaults_of_the_transforms(tmp_path: Path) -> None:
+    def faces(*transforms: dict[str, object]) -> AugmentedFaces:
+        given = {"dataset_type": "fer2013", "dataroot": tiny_csv(tmp_path), "split": "Training"}
+        return AugmentedFaces(DatasetOptions.model_validate_json(json.dumps({**given, "transforms": transforms})))
+
+    plain, _ = faces()[0]
+    for name in ("random_affine", "brightness_contrast"):
+        assert faces({"type": name})[0][0].shape == plain.shape
+    erased, _ = faces({"type": "random_erasing", "probability": 1.0})[0]
+    changed = (erased != plain).any(dim=0)
+    assert 0.015 < changed.double().mean() < 0.21, "the default area, rounded to whole pixels"
