@@ -44,6 +44,7 @@ from tests.disk_faults import DEEDS, drop_privileges, keep_console_writable
 from trainer import Trainer
 from utils import utils_failpoint
 from utils.utils_checkpoint import CheckpointFolder, ResumePoint
+from utils.utils_dist import end_process
 from utils.utils_failpoint import Failpoint
 from utils.utils_file import TEMPORARY_NAME
 from utils.utils_progress import Progress
@@ -333,4 +334,4 @@ def run(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    end_process(run(sys.argv[1:]))
